@@ -1,0 +1,198 @@
+"""The command line: parse, then call one function. Bad input ends with one line and exit code 2, a failed run with 1."""
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ilya_jax.errors import RunFailed, UserError
+
+
+class _Parser(argparse.ArgumentParser):
+  """An argument parser whose errors are UserErrors, and which prefers no abbreviations."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(message, f"see `{self.prog} --help`", "the arguments")
+
+
+def _add(commands: Any, name: str, *, run: Callable[[Any], int], summary: str, example: str) -> argparse.ArgumentParser:
+  parser = commands.add_parser(
+    name, help=summary, description=summary, epilog=f"example:\n  {example}", allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
+  parser.set_defaults(run=run)
+  return parser
+
+
+def make_parser() -> argparse.ArgumentParser:
+  """The parser of all commands."""
+  parser = _Parser(
+    prog="ilya-jax", description="Train, sweep, and fit scaling laws.", allow_abbrev=False,
+    epilog="example:\n  ilya-jax train --config configs/transformer_lm.py:tiny --workdir runs/tiny",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
+  commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+  train = _add(commands, "train", run=_train, summary="train one run; goes on by itself where DIR holds it",
+               example="ilya-jax train --config configs/transformer_lm.py:tiny --config.steps=100 --workdir runs/a")  # fmt: skip
+  train.add_argument("--config", metavar="PATH[:VARIANT]", help="a config file; --config.FIELD=VALUE changes a field")
+  train.add_argument("--workdir", metavar="DIR", type=Path, help="folder of the run")
+  sweep = _add(commands, "sweep", run=_sweep, summary="run a grid of cells, fit the laws, write the report",
+               example="ilya-jax sweep configs/sweeps/lm_tiny.py --workdir runs/sweep")  # fmt: skip
+  sweep.add_argument("sweep", metavar="PATH[:VARIANT]", help="a sweep file; --config.FIELD=VALUE changes every cell")
+  sweep.add_argument("--workdir", metavar="DIR", type=Path, help="folder of the sweep")
+  sweep.add_argument("--launcher", default="local", help="local (default)")
+  sweep.add_argument("--workers", type=int, default=0, help="worker processes (default: one a core on a CPU, else one)")
+  sweep.add_argument(
+    "--only", metavar="PATTERN", help="cells to run: 'family=lstm,model.d_model=64', or the start of an id"
+  )
+  sweep.add_argument(
+    "--dry-run", action="store_true", help="print the cells with N, D, C, time and memory; start nothing"
+  )
+  status = _add(
+    commands, "status", run=_status, summary="how far a run or a sweep is", example="ilya-jax status runs/sweep"
+  )
+  status.add_argument("dir", metavar="DIR", type=Path)
+  status.add_argument(
+    "--retry-failed", action="store_true", help="clear the failures, so that the next sweep runs them again"
+  )
+  _add_fit(commands)
+  return parser
+
+
+def _add_fit(commands: Any) -> None:
+  fit = _add(commands, "fit", run=_fit, summary="fit scaling laws to tables of (N, D, C, loss) or to sweeps",
+             example="ilya-jax fit runs.csv --columns 'N=params,D=tokens,loss=val_loss' --out runs/fit")  # fmt: skip
+  fit.add_argument("inputs", nargs="+", metavar="TABLE|SWEEP_DIR", type=Path)
+  fit.add_argument("--out", metavar="DIR", type=Path, help="folder of fit.json, report.html and figures")
+  fit.add_argument("--form", default="auto", help="auto, or names joined by commas")
+  fit.add_argument("--objective", default="huber", help="huber (sum, of log residuals), lad, lsq_log or lsq")
+  fit.add_argument("--delta", type=float, default=1e-3, help="of the Huber objective (default 1e-3)")
+  fit.add_argument("--columns", default="", metavar="N=…,D=…", help="names of the columns in the table")
+  fit.add_argument("--units", default="", metavar="N=1e6,…", help="what one unit of a column is")
+  fit.add_argument(
+    "--drop-highest", type=int, default=0, metavar="K", help="keep rows with loss below the K-th highest"
+  )
+  fit.add_argument("--where", action="append", default=[], metavar="'C<1e21'", help="keep rows for which this holds")
+  fit.add_argument("--final-only", action="store_true", help="keep rows with final = 1")
+  fit.add_argument("--hold-out", default="none", metavar="largest-compute|K|none", help="rows that grade the fits")
+  fit.add_argument("--cluster", default="", metavar="COLUMN", help="resampling unit (default trunk, else cell)")
+  fit.add_argument("--bootstrap", type=int, default=1000, help="resamples; 0: none")
+  fit.add_argument("--seed", type=int, default=0)
+  fit.add_argument("--starts", type=int, default=64, help="starts of each optimisation")
+  fit.add_argument("--predict", action="append", default=[], metavar="'N=1e9,D=2e10'")
+  fit.add_argument("--target-compute", action="append", default=[], type=float, metavar="FLOP")
+  fit.add_argument("--formats", default="html,json,svg,png")
+
+
+def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+  """The arguments without `--config.FIELD=VALUE` (or `--config.FIELD VALUE`), and those as a dict."""
+  rest, overrides = [], {}
+  pending = iter(arguments)
+  for argument in pending:
+    if argument.startswith("--config."):
+      field, equals, value = argument.removeprefix("--config.").partition("=")
+      following = value if equals else next(pending, None)
+      if following is None:
+        raise UserError(f"{argument} without a value", "--config.FIELD=VALUE", argument)
+      overrides[field] = following
+    else:
+      rest.append(argument)
+  return rest, overrides
+
+
+def _need(arguments: Any, *names: str) -> None:
+  for name in names:
+    if getattr(arguments, name) is None:
+      raise UserError(f"no --{name}", f"--{name} {'PATH[:VARIANT]' if name == 'config' else 'DIR'}", f"--{name}")
+
+
+def _train(arguments: Any) -> int:
+  from ilya_jax.config import load_config
+  from ilya_jax.parallel.devices import split_cpu, use_compilation_cache
+  from ilya_jax.train.loop import train
+
+  _need(arguments, "config", "workdir")
+  config = load_config(arguments.config, arguments.overrides)
+  split_cpu(config.batch_size // config.accumulate)
+  use_compilation_cache()
+  result = train(config, arguments.workdir)
+  scores = "  ".join(
+    f"{split}: " + " ".join(f"{name} {value:.4f}" for name, value in means.items())
+    for split, means in result.evaluations.items()
+  )
+  print(f"run {result.run} done at step {result.step}  {scores}\n{arguments.workdir}")
+  return 0
+
+
+def _sweep(arguments: Any) -> int:
+  from ilya_jax.parallel.devices import use_compilation_cache
+  from ilya_jax.scaling import command
+
+  _need(arguments, "workdir")
+  if arguments.launcher != "local":
+    raise UserError(f"--launcher {arguments.launcher}", "local", "--launcher")
+  use_compilation_cache()
+  return command.sweep(arguments.sweep, arguments.workdir, overrides=arguments.overrides, only=arguments.only,
+                       workers=arguments.workers, dry_run=arguments.dry_run)  # fmt: skip
+
+
+def _status(arguments: Any) -> int:
+  from ilya_jax.scaling import command
+
+  return command.status(arguments.dir, retry_failed=arguments.retry_failed)
+
+
+def _fit(arguments: Any) -> int:
+  from ilya_jax.scaling import command
+
+  _need(arguments, "out")
+  return command.fit(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs one command; returns its exit code."""
+  logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it also raises
+  from_shell = list(sys.argv[1:] if arguments is None else arguments)
+  try:
+    rest, overrides = _split_overrides(from_shell)
+    parser = make_parser()
+    names = list(next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices)
+    if not rest or (not rest[0].startswith("-") and rest[0] not in names):
+      close = difflib.get_close_matches(rest[0], names, n=1) if rest else []
+      hint = f", did you mean {close[0]}?" if close else ""
+      raise UserError(
+        f"command {rest[0]!r}{hint}" if rest else "no command", f"one of {', '.join(names)}", "ilya-jax COMMAND"
+      )
+    parsed = parser.parse_args(rest)
+    parsed.overrides = overrides
+    if overrides and parsed.command not in ("train", "sweep"):
+      raise UserError(
+        f"--config.{next(iter(overrides))}",
+        f"no config fields with {parsed.command}",
+        f"--config.{next(iter(overrides))}",
+      )
+    return parsed.run(parsed)
+  except UserError as error:
+    return _end(error, 2)
+  except RunFailed as error:
+    return _end(error, 1)
+  except Exception as error:
+    signum = getattr(error, "signum", None)
+    if signum is None:
+      raise
+    return _end(error, 128 + signum)
+
+
+def _end(error: Exception, code: int) -> int:
+  if os.environ.get("ILYA_JAX_TRACEBACK") == "1":
+    raise error
+  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  return code
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""The readings without gradients, as checked computations."""

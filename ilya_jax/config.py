@@ -1,0 +1,177 @@
+"""Configs: loading `path[:variant]`, overrides from the command line, validation, and a run's identity."""
+
+import ast
+import difflib
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ilya_jax.errors import UserError
+
+# Fields that decide how a run is executed, not what it computes: they do not enter a run's id.
+EXECUTION_FIELDS = ("mesh", "pipeline", "execution", "checkpoint", "log_every", "eval.every")
+
+# Fields that the training loop takes as arrays: runs that differ in nothing else share one compiled program.
+RUNTIME_FIELDS = (
+  "seed",
+  "steps",
+  "schedule",
+  "optim.learning_rate",
+  "init_from",
+  "checkpoint",
+  "log_every",
+  "eval.every",
+)
+
+
+def load_file(spec: str, *, function: str, flag: str) -> Any:
+  """Runs `function(variant)` of the Python file named by `path[:variant]` and returns what it returns.
+
+  Raises UserError where the file is missing, raises, lacks the function or does not know the variant.
+  """
+  path, _, variant = spec.partition(":")
+  file = Path(path)
+  if not file.is_file():
+    where = "" if Path("configs").is_dir() else " (no configs/ here: run inside a checkout, or give the whole path)"
+    close = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], n=1)
+    hint = f", did you mean {file.with_name(close[0])}?" if close else ""
+    raise UserError(f"no file {path}{hint}{where}", "a Python file PATH[:VARIANT]", flag)
+  try:
+    module_spec = importlib.util.spec_from_file_location(f"_ilya_jax_{file.stem}", file)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    getter = getattr(module, function)
+  except Exception as error:
+    raise UserError(
+      f"{path} raises {type(error).__name__}: {error}", f"a file that defines {function}(arg)", flag
+    ) from error
+  variants = getattr(module, "VARIANTS", ("",))
+  if variant not in variants:
+    close = difflib.get_close_matches(variant, variants, n=1)
+    hint = f", did you mean {close[0]}?" if close else ""
+    names = ", ".join(name or "(none)" for name in variants)
+    raise UserError(f"unknown variant {variant!r} of {path}{hint}", f"one of {names}", f"{flag} {path}:VARIANT")
+  try:
+    return getter(variant)
+  except Exception as error:
+    raise UserError(f"{spec} raises {type(error).__name__}: {error}", "a file that can be run", flag) from error
+
+
+def load_config(spec: str, overrides: Mapping[str, Any] | None = None, *, flag: str = "--config") -> ConfigDict:
+  """The locked config of `path[:variant]` with `overrides` (dotted field -> value or text) applied and checked."""
+  config = load_file(spec, function="get_config", flag=flag)
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"{spec} returns {type(config).__name__}", "an ml_collections ConfigDict from get_config", flag)
+  config = ConfigDict(config.to_dict())
+  for field, value in (overrides or {}).items():
+    set_field(config, field, value)
+  config.lock()
+  validate(config)
+  return config
+
+
+def fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """All leaves of a config as (dotted name, value), sorted by name."""
+  for key in sorted(config.keys()):
+    value = config[key]
+    if isinstance(value, Mapping | ConfigDict):
+      yield from fields(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def set_field(config: ConfigDict, field: str, value: Any) -> None:
+  """Sets a dotted field in place; text is read as the field's present type. Raises UserError on an unknown field or type."""
+  flag = f"--config.{field}"
+  *sections, last = field.split(".")
+  node: Any = config
+  for section in sections:
+    node = node[section] if isinstance(node, ConfigDict) and section in node else None
+  if not isinstance(node, ConfigDict) or last not in node or isinstance(node[last], ConfigDict):
+    names = [name for name, _ in fields(config)]
+    close = difflib.get_close_matches(field, names, n=1, cutoff=0.5)
+    hint = f", did you mean config.{close[0]}?" if close else ""
+    raise UserError(f"unknown field config.{field}{hint}", "a field of the config", flag)
+  node[last] = _coerce(value, node[last], flag=flag)
+
+
+def _coerce(value: Any, present: Any, *, flag: str) -> Any:
+  """`value` as the type of `present`; text is parsed. Raises UserError where it cannot be."""
+  kind = type(present)
+  expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")
+  try:
+    if kind is str:
+      return str(value)
+    if kind is bool:
+      named = {"true": True, "false": False, "1": True, "0": False}
+      return named[str(value).lower()]
+    if kind is int:
+      number = float(value)
+      if isinstance(value, bool) or number != int(number):
+        raise ValueError
+      return int(value) if isinstance(value, int) else int(number)
+    if kind is float:
+      return float(value)
+    parsed = ast.literal_eval(value) if isinstance(value, str) else value
+    if present is not None and not isinstance(parsed, kind | list | tuple):
+      raise ValueError
+    return kind(parsed) if present is not None else parsed
+  except (ValueError, KeyError, SyntaxError, TypeError, OverflowError) as error:
+    raise UserError(f"{value!r}", expected, flag) from error
+
+
+_AT_LEAST = {
+  "steps": 1, "batch_size": 1, "log_every": 1, "seed": 0, "accumulate": 1, "checkpoint.keep": 1, "checkpoint.every": 0,
+  "eval.every": 0, "eval.tokens": 1, "schedule.warmup_steps": 0, "execution.steps_per_dispatch": 1,
+  "pipeline.microbatches": 1, "data.context": 1, "model.n_layers": 1, "model.d_model": 1, "model.n_heads": 1,
+}  # fmt: skip
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks the ranges of the common fields. Raises UserError naming the field."""
+  values = dict(fields(config))
+  for name, least in _AT_LEAST.items():
+    if name in values and values[name] < least:
+      raise UserError(f"config.{name} = {values[name]}", f"at least {least}", f"--config.{name}")
+  for name in ("fsdp", "tensor", "stage", "data"):
+    size = values.get(f"mesh.{name}", 1)
+    if size != -1 and size < 1:
+      raise UserError(
+        f"config.mesh.{name} = {size}", "a size of at least 1, or -1 for what is left", f"--config.mesh.{name}"
+      )
+  if config.batch_size % config.accumulate:
+    raise UserError(
+      f"config.batch_size = {config.batch_size} with config.accumulate = {config.accumulate}",
+      "a batch that the number of micro-batches divides", "--config.accumulate",
+    )  # fmt: skip
+  if not config.optim.learning_rate > 0:
+    raise UserError(
+      f"config.optim.learning_rate = {config.optim.learning_rate}", "a positive number", "--config.optim.learning_rate"
+    )
+
+
+def without(config: ConfigDict, names: Sequence[str]) -> dict[str, Any]:
+  """The config's leaves as a flat dict, less the named fields and sections."""
+  return {
+    name: value
+    for name, value in fields(config)
+    if not any(name == dropped or name.startswith(f"{dropped}.") for dropped in names)
+  }
+
+
+def digest(values: Any, *, length: int = 12) -> str:
+  """The first hexadecimal digits of the SHA-256 of canonical JSON."""
+  text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def run_id(config: ConfigDict, fingerprint: str) -> str:
+  """A run's id: a hash of the config without its execution fields, and of the data's fingerprint."""
+  return digest({"config": without(config, EXECUTION_FIELDS), "data": fingerprint})

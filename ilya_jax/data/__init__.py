@@ -1,0 +1,1 @@
+"""Data: corpora, tokenizers, generated sources. Knows no model."""

@@ -1,0 +1,1 @@
+"""One Linen file per architecture: arrays in, arrays out."""

@@ -1,0 +1,1 @@
+"""The mesh of devices and the rules that lay parameters over it."""

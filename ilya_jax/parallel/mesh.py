@@ -1,0 +1,52 @@
+"""The mesh of devices: axes data, fsdp, tensor and stage, and how a batch is laid over it."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ilya_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor", "stage")
+BATCH_AXES = ("data", "fsdp")  # the axes that a batch is split over
+
+
+def make_mesh(sizes: Any, *, batch_size: int, accumulate: int = 1) -> Mesh:
+  """A mesh of the sizes in `config.mesh` (one of them may be -1: what is left), with Auto axes.
+
+  Raises UserError where the mesh is larger than the devices there are, or the batch (or a micro-batch of it) does not
+  divide over the data and fsdp axes.
+  """
+  devices = jax.devices()
+  wanted = {axis: int(sizes[axis]) for axis in AXES}
+  free = [axis for axis in AXES if wanted[axis] == -1]
+  if len(free) > 1:
+    raise UserError(
+      f"config.mesh with -1 for {' and '.join(free)}", "at most one axis of size -1", f"--config.mesh.{free[0]}"
+    )
+  fixed = math.prod(size for size in wanted.values() if size != -1)
+  if free:
+    wanted[free[0]] = max(len(devices) // fixed, 1)
+  total = math.prod(wanted.values())
+  if total > len(devices):
+    shape = " x ".join(f"{axis} {size}" for axis, size in wanted.items() if size > 1)
+    raise UserError(f"a mesh of {total} devices ({shape})", f"at most the {len(devices)} there are", "--config.mesh")
+  shards = math.prod(wanted[axis] for axis in BATCH_AXES)
+  if batch_size % (shards * accumulate):
+    raise UserError(
+      f"a batch of {batch_size}", f"a multiple of {shards} data shards times {accumulate} micro-batches",
+      "--config.batch_size or --config.mesh.data",
+    )  # fmt: skip
+  shape = tuple(wanted[axis] for axis in AXES)
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:total])
+
+
+def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+  """Splits the batch axis, which comes after `leading` other axes, over data and fsdp."""
+  return NamedSharding(mesh, PartitionSpec(*(None,) * leading, BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same value on every device of the mesh."""
+  return NamedSharding(mesh, PartitionSpec())

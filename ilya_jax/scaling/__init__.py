@@ -1,0 +1,1 @@
+"""Scaling laws: counting, laws, fits with intervals, sweeps, reports."""

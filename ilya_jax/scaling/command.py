@@ -1,0 +1,91 @@
+"""What the commands `sweep`, `status` and `fit` do."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ilya_jax.errors import RunFailed, UserError
+from ilya_jax.scaling import launch
+from ilya_jax.scaling import sweep as sweeps
+from ilya_jax.train.metrics import clock, read_json, write_json
+from ilya_jax.train.workdir import locked
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
+
+
+def sweep(
+  spec: str, sweep_dir: Path, *, overrides: Mapping[str, Any], only: str | None, workers: int, dry_run: bool
+) -> int:
+  """Runs every cell not yet finished, then fits and writes the report; returns the exit code."""
+  if workers < 0:
+    raise UserError(f"--workers {workers}", "a number of processes, or 0 to choose", "--workers")
+  sweep_dir = sweep_dir.absolute()
+  plan = sweeps.load_sweep(spec, overrides=overrides)
+  cells = sweeps.select(plan.cells, only) if only else plan.cells
+  workers = workers or launch.default_workers()
+  if dry_run:
+    from ilya_jax.scaling.estimate import print_plan
+
+    print_plan(plan, cells, sweep_dir=sweep_dir, workers=workers)
+    return 0
+  with locked(sweep_dir):
+    record = sweeps.check_sweep_dir(sweep_dir, plan)
+    # The number of workers decides the threads of a cell, and so its rounding: a sweep keeps the one it began with.
+    workers = record["workers"] if record is not None else workers
+    sweeps.write_sweep_json(sweep_dir, plan, workers=workers)
+    began = time.monotonic()
+    outcome = launch.run_cells(cells, sweep_dir, workers=workers, report=_say)
+    measured = [cell for cell in plan.cells if sweeps.cell_state(sweep_dir, cell)["state"] == "done"]
+    sweeps.write_cells_csv(sweep_dir, plan.cells)
+    _say(f"{len(outcome.done)} of {len(cells)} cells done in {clock(time.monotonic() - began)}")
+    if any(cell.role == "fit" for cell in measured):
+      from ilya_jax.scaling.report import report_sweep
+
+      report_sweep(plan, sweep_dir, failed=outcome.failed, partial=only)
+  if outcome.failed:
+    cell, line = next(iter(outcome.failed.items()))
+    raise RunFailed(
+      f"{len(outcome.failed)} of {len(cells)} cells failed, first {cell}: {line}; see `ilya-jax status {sweep_dir}`"
+    )
+  return 0
+
+
+def status(directory: Path, *, retry_failed: bool) -> int:
+  """Prints how far a run or a sweep is; with `retry_failed` clears failures. Returns the exit code."""
+  record, one = read_json(directory / "sweep.json"), read_json(directory / "status.json")
+  if record is None and one is None:
+    raise UserError(f"{directory} holds no run and no sweep", "the workdir of `train` or `sweep`", "DIR")
+  if record is None:
+    assert one is not None
+    print(_line(one["id"], one))
+    if retry_failed and one["state"] == "failed":
+      write_json(directory / "status.json", {**one, "state": "preempted"})
+      print("1 failure cleared")
+    return 0
+  states = {name: sweeps.cell_state(directory, name) for name in record["cells"]}
+  by_state: dict[str, list[str]] = {}
+  for name, state in states.items():
+    by_state.setdefault(state["state"], []).append(name)
+  print("  ".join(f"{len(names)} {state}" for state, names in sorted(by_state.items())) + f"  of {len(states)} cells")
+  left = [states[name].get("left_s") for name in by_state.get("running", [])]
+  known = [seconds for seconds in left if seconds is not None]
+  if known:
+    print(f"time left of the running cells: {clock(max(known))}")
+  for state in ("running", "preempted", "failed"):
+    for name in by_state.get(state, []):
+      print(_line(name, states[name]))
+  if retry_failed:
+    for name in by_state.get("failed", []):
+      write_json(sweeps.cell_folder(directory, name) / "status.json", {**states[name], "state": "waiting", "error": ""})
+    print(f"{len(by_state.get('failed', []))} failures cleared; run the sweep again")
+  return 0
+
+
+def _line(name: str, state: dict[str, Any]) -> str:
+  where = f"step {state['step']}/{state['steps']}  loss {state['loss']:.4f}" if "steps" in state else ""
+  left = f"  left {clock(state['left_s'])}" if state.get("left_s") else ""
+  return f"{name}  {state['state']}  {where}{left}  {state.get('error', '')}".rstrip()

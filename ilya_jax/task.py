@@ -1,0 +1,63 @@
+"""The contracts of the base: what the training loop asks of a model with its loss (Task) and of data (Source)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import PartitionSpec
+
+PyTree = Any
+Batch = PyTree  # a tree of arrays whose leading axis is the global batch
+Metrics = Mapping[str, tuple[jax.Array, jax.Array]]  # name -> (total, weight): summed over batches, divided once
+Rules = tuple[tuple[str, PartitionSpec], ...]  # (regex on the parameter's path, how it is laid over the mesh)
+
+
+class Counts(NamedTuple):
+  """Size and cost of a task, by formula (`ilya_jax.scaling.counting`).
+
+  n: parameters without embeddings, biases and norms (Kaplan et al. 2020, eq. 2.1, for the Transformer).
+  n_total: all parameters.
+  flops_per_unit: training FLOP (forward and backward) per unit: exact count of matrix products, attention unmasked, head.
+  units_per_step: tokens (or examples) consumed by one optimizer step.
+  unit: "tokens" or "examples".
+  """
+
+  n: int
+  n_total: int
+  flops_per_unit: float
+  units_per_step: int
+  unit: str = "tokens"
+
+
+class Task(NamedTuple):
+  """Pure functions that the loop trains.
+
+  init(rng, batch) -> variables: {"params": tree, **model_state collections}.
+  loss(params, model_state, batch, rng, *, train) -> (scalar, (Metrics, model_state)): the scalar is differentiated,
+    `metrics` must hold "loss"; `train=False` is deterministic and leaves `model_state` as it is.
+  rules: shardings of the parameters; the first regex found in a parameter's path wins, none means replicated.
+  counts: size and cost by formula.
+  predict(params, model_state, batch) -> arrays: what the model says of a batch, where that makes sense.
+  """
+
+  init: Callable[..., PyTree]
+  loss: Callable[..., tuple[jax.Array, tuple[Metrics, PyTree]]]
+  counts: Counts
+  rules: Rules = ()
+  predict: Callable[..., PyTree] | None = None
+
+
+class Source(NamedTuple):
+  """Data as a pure function of (config, seed, split, step).
+
+  batch(step, *, split) -> Batch: NumPy arrays for a host source; traceable in `step` where `traced` is true, and
+    then sampled inside the compiled step. `split` is "train" or a name in `eval_batches`.
+  eval_batches: held-out set -> how many batches it holds; batches 0..n-1 are the whole, fixed set.
+  info: facts recorded with a run (fingerprint, documents, duplicates removed, unique training tokens `d_unique`, …).
+  traced: whether `batch` may be called under jit.
+  """
+
+  batch: Callable[..., Batch]
+  eval_batches: Mapping[str, int]
+  info: Mapping[str, Any]
+  traced: bool = False

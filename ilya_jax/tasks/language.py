@@ -1,0 +1,65 @@
+"""Next-token prediction: a language model on text (or on a generated language) as a Task with its Source."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ilya_jax.data.markov import markov_source
+from ilya_jax.data.tokens import load_corpus, token_source
+from ilya_jax.errors import UserError
+from ilya_jax.models import lstm_lm, transformer_lm
+from ilya_jax.task import Metrics, Source, Task
+
+
+def make_source(config: ConfigDict) -> Source:
+  """The text of `config.data`, in batches {"tokens": [B, T+1]}."""
+  shape = {
+    "batch_size": config.batch_size,
+    "context": config.data.context,
+    "seed": config.seed,
+    "eval_tokens": config.eval.tokens,
+  }
+  if config.data.name == "markov":
+    source = markov_source(vocab_size=config.data.vocab_size, **shape)
+    return source._replace(info={**source.info, "token_bytes": np.ones(config.data.vocab_size, np.int32)})
+  corpus = load_corpus(config.data)
+  source = token_source(corpus, **shape)
+  return source._replace(info={**source.info, "token_bytes": corpus.token_bytes})
+
+
+def make_task(config: ConfigDict, source: Source) -> Task:
+  """The language model of `config.model` with its mean negative log likelihood, in nats per token."""
+  model_file = {"transformer_lm": transformer_lm, "lstm_lm": lstm_lm}.get(config.model.name)
+  if model_file is None:
+    raise UserError(f"config.model.name = {config.model.name!r}", "transformer_lm or lstm_lm", "--config.model.name")
+  model = model_file.from_config(config, vocab_size=source.info["vocab_size"])
+  token_bytes = np.asarray(source.info["token_bytes"], np.float32)  # [V]
+
+  def init(rng, batch):
+    return model.init(rng, batch["tokens"][:, :-1].astype(jnp.int32), train=False)
+
+  def loss(params, model_state, batch, rng, *, train):
+    tokens = batch["tokens"].astype(jnp.int32)  # [B, T+1]
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    logits = model.apply({"params": params}, inputs, train=train, rngs={"dropout": rng} if train else None)  # [B, T, V]
+    metrics = score(logits, targets, token_bytes=token_bytes)
+    total, weight = metrics["loss"]
+    return total / weight, (metrics, model_state)
+
+  def predict(params, model_state, batch):
+    return model.apply({"params": params}, batch["tokens"].astype(jnp.int32), train=False)
+
+  counts = model_file.counts(config, vocab_size=source.info["vocab_size"])
+  return Task(init=init, loss=loss, counts=counts, rules=model_file.RULES, predict=predict)
+
+
+def score(logits: jax.Array, targets: jax.Array, *, token_bytes: np.ndarray) -> Metrics:
+  """Metrics of logits [B, T, V] against targets [B, T]: `loss` in nats per token, `bits_per_byte` (comparable between
+  tokenizers; token_bytes [V] holds the length of each token in bytes)."""
+  nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets).sum()
+  target_bytes = jnp.float32(targets.size) if (token_bytes == 1).all() else jnp.asarray(token_bytes)[targets].sum()
+  return {"loss": (nll, jnp.float32(targets.size)), "bits_per_byte": (nll / math.log(2), target_bytes)}

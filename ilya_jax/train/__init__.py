@@ -1,0 +1,1 @@
+"""THE training loop and what it stands on: state, optimizer, checkpoints, metrics, evaluation."""

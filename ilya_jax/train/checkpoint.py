@@ -1,0 +1,102 @@
+"""Checkpoints by Orbax: asynchronous, atomic, verified on the way back; the last few, the best, and those asked for."""
+
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from ilya_jax.train.state import checksum
+
+PyTree = Any
+
+
+class Checkpoints:
+  """The checkpoints of one run: `<directory>/<step>`, each with a checksum of the state's bits.
+
+  Orbax writes to a temporary folder and renames it, so that a killed process leaves no half checkpoint; the checksum
+  finds what was damaged later.
+  """
+
+  def __init__(self, directory: Path, *, keep: int, keep_steps: Collection[int] = ()):
+    self.directory = directory.absolute()
+    self._keep = keep
+    self._keep_steps = frozenset(keep_steps)
+    self._losses: dict[int, float] = {}
+    self._saving: Any = None
+
+  def steps(self) -> list[int]:
+    """Steps of the finished checkpoints, newest last."""
+    if not self.directory.is_dir():
+      return []
+    return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdigit())
+
+  def remove_unfinished(self) -> None:
+    """Removes what a killed process left half written."""
+    if self.directory.is_dir():
+      for entry in self.directory.iterdir():
+        if not entry.name.isdigit():
+          shutil.rmtree(entry, ignore_errors=True)
+
+  def save(self, step: int, state: PyTree, *, loss: float | None = None) -> None:
+    """Starts saving `state`; returns once its arrays are copied to the host. One save is under way at a time."""
+    self.wait()
+    if loss is not None:
+      self._losses[step] = loss
+    payload = {"state": state, "checksum": checksum(state)}
+    self._saving = ocp.save_checkpointables_async(self.directory / str(step), {"run": payload}, overwrite=True)
+
+  def wait(self) -> None:
+    """Waits for the save under way, then drops the checkpoints that need not be kept. Raises what the save raised."""
+    if self._saving is None:
+      return
+    saving, self._saving = self._saving, None
+    saving.result()
+    self._drop()
+
+  def _drop(self) -> None:
+    steps = self.steps()
+    kept = set(steps[-self._keep :]) | self._keep_steps
+    known = [step for step in steps if np.isfinite(self._losses.get(step, np.nan))]
+    if known:
+      kept.add(min(known, key=lambda step: self._losses[step]))
+    for step in set(steps) - kept:
+      shutil.rmtree(self.directory / str(step), ignore_errors=True)
+
+  def remember(self, losses: Mapping[int, float]) -> None:
+    """Losses of checkpoints of an earlier session, so that the best one is still known."""
+    self._losses.update(losses)
+
+  def restore(self, abstract: PyTree, *, say: Callable[[str], None]) -> tuple[int, PyTree] | None:
+    """The newest checkpoint that is whole, as (step, state laid out like `abstract`), or None.
+
+    One that is damaged is named through `say` and removed, and the one before is taken.
+    """
+    for step in reversed(self.steps()):
+      state, problem = load_checkpoint(self.directory, step, abstract=abstract)
+      if problem is None:
+        return step, state
+      say(f"checkpoint of step {step} is damaged ({problem}); falling back to the one before")
+      shutil.rmtree(self.directory / str(step), ignore_errors=True)
+    return None
+
+
+def load_checkpoint(directory: Path, step: int, *, abstract: PyTree) -> tuple[PyTree, str | None]:
+  """(state, None) of the checkpoint at `step`, verified; or (None, what is wrong with it)."""
+  directory = directory.absolute()  # as Orbax demands
+  leaves = jax.tree.leaves(abstract)
+  replicated = leaves[0].sharding  # of the step, a scalar
+  wanted = {"state": abstract, "checksum": jax.ShapeDtypeStruct((len(leaves),), np.uint32, sharding=replicated)}
+  try:
+    payload = ocp.load_checkpointables(directory / str(step), {"run": wanted})["run"]
+    found = np.asarray(checksum(payload["state"]))
+  except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+    cause = error.__cause__ or error
+    lines = str(cause).strip().splitlines() or [""]
+    return None, f"{type(cause).__name__}: {lines[0][:120]}"
+  if not np.array_equal(found, np.asarray(payload["checksum"])):
+    return None, "its checksum does not match"
+  return payload["state"], None

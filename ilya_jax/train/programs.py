@@ -1,0 +1,179 @@
+"""The compiled programs of a run: initialisation, several optimizer steps a dispatch, evaluation of a batch."""
+
+import functools
+import importlib
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ilya_jax.config import RUNTIME_FIELDS, without
+from ilya_jax.errors import UserError
+from ilya_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from ilya_jax.parallel.sharding import shardings
+from ilya_jax.task import Source, Task
+from ilya_jax.train.optimizer import make_optimizer, with_learning_rate
+from ilya_jax.train.state import TrainState
+
+PyTree = Any
+_CACHE_SIZE = 32  # sets of programs kept in a process
+
+
+class Programs(NamedTuple):
+  """What a run executes on its mesh.
+
+  init(seed) -> TrainState. steps(state, batches, learning_rates, n) -> (state, metrics): n <= steps_per_dispatch steps,
+  state donated; `batches` holds [steps_per_dispatch, ...] arrays (nothing for a traced source), each metric is a
+  (total, weight) pair of float32 [steps_per_dispatch]. evaluate(params, model_state, batch) -> metrics of one batch.
+  """
+
+  mesh: Mesh
+  abstract_state: TrainState
+  init: Callable[[jax.Array], TrainState]
+  steps: Callable[..., tuple[TrainState, PyTree]]
+  evaluate: Callable[..., PyTree]
+  batch_sharding: Any
+  batches_sharding: Any
+
+
+def find_task(config: ConfigDict) -> Any:
+  """The module `ilya_jax.tasks.<config.task>`; raises UserError where there is none."""
+  name = f"ilya_jax.tasks.{config.task}"
+  try:
+    return importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    if error.name != name:
+      raise
+    raise UserError(
+      f"config.task = {config.task!r}", "the name of a file in ilya_jax/tasks", "--config.task"
+    ) from error
+
+
+_programs: dict[str, Programs] = {}
+
+
+def make_programs(config: ConfigDict, *, task: Task, source: Source) -> Programs:
+  """The programs of a run; runs that differ only in seed, length, rate and schedule share them within a process."""
+  structure = {**without(config, RUNTIME_FIELDS), "data": source.info["fingerprint"]}
+  if source.traced:  # a traced source draws from its own seed inside the compiled step
+    structure["seed"] = config.seed
+  key = json.dumps(structure, sort_keys=True, default=str)
+  if key not in _programs:
+    while len(_programs) >= _CACHE_SIZE:
+      _programs.pop(next(iter(_programs)))
+    _programs[key] = _build(config, task=task, source=source)
+  return _programs[key]
+
+
+def _build(config: ConfigDict, *, task: Task, source: Source) -> Programs:
+  mesh = make_mesh(config.mesh, batch_size=config.batch_size, accumulate=config.accumulate)
+  optimizer = make_optimizer(config.optim)
+  capacity = config.execution.steps_per_dispatch
+  example = (
+    jax.eval_shape(functools.partial(source.batch, split="train"), 0)
+    if source.traced
+    else source.batch(0, split="train")
+  )
+
+  def init(seed):
+    params_key, base_key = jax.random.split(jax.random.key(seed))
+    variables = dict(task.init(params_key, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example)))
+    params = variables.pop("params")
+    return TrainState(jnp.int32(0), params, variables, optimizer.init(params), base_key)
+
+  shapes = jax.eval_shape(init, jnp.uint32(0))
+  layout = shardings(shapes, rules=task.rules, mesh=mesh)
+  abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
+
+  def one_step(state: TrainState, batch, learning_rate):
+    batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+    grads, metrics, model_state = gradients(task, state, batch, accumulate=config.accumulate, mesh=mesh)
+    opt_state = with_learning_rate(state.opt_state, learning_rate)
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies integers with floats; our own code does not
+      updates, opt_state = optimizer.update(grads, opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
+    metrics = {
+      **metrics,
+      "grad_norm": (_global_norm(grads), jnp.float32(1)),
+      "learning_rate": (learning_rate, jnp.float32(1)),
+    }
+    return TrainState(state.step + 1, params, model_state, opt_state, state.rng), metrics
+
+  def steps(state, batches, rates, n):
+    def draw(state, index):
+      if source.traced:
+        return source.batch(state.step, split="train")
+      return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), batches)
+
+    if capacity == 1:  # no loop: some operations (convolutions) are slow inside one on the CPU
+      state, metrics = one_step(state, draw(state, 0), rates[0])
+      return state, jax.tree.map(lambda value: value[None], metrics)
+
+    def body(index, carry):
+      state, kept = carry
+      state, metrics = one_step(state, draw(state, index), rates[index])
+      kept = jax.tree.map(lambda row, value: row.at[index].set(value), kept, metrics)
+      return state, kept
+
+    _, metric_shapes = jax.eval_shape(one_step, state, jax.eval_shape(draw, state, 0), rates[0])
+    kept = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), metric_shapes)
+    # The trip count is an argument: the same program runs any chunk, so that chunking cannot change a bit.
+    return jax.lax.fori_loop(0, n, body, (state, kept))
+
+  def evaluate(params, model_state, batch):
+    _, (metrics, _) = task.loss(params, model_state, batch, jax.random.key(0), train=False)
+    return metrics
+
+  same = replicated(mesh)
+  return Programs(
+    mesh=mesh,
+    abstract_state=abstract,
+    init=jax.jit(init, out_shardings=layout),
+    steps=jax.jit(steps, donate_argnums=0, out_shardings=(layout, same)),
+    evaluate=jax.jit(evaluate, out_shardings=same),
+    batch_sharding=batch_sharding(mesh),
+    batches_sharding=batch_sharding(mesh, leading=1),
+  )
+
+
+def gradients(
+  task: Task, state: TrainState, batch: PyTree, *, accumulate: int, mesh: Mesh
+) -> tuple[PyTree, Any, PyTree]:
+  """(gradients, metrics, model state) of the batch, taken in `accumulate` equal micro-batches one after another.
+
+  Gradients are the mean over micro-batches; metrics are summed.
+  """
+  rng = jax.random.fold_in(state.rng, state.step)
+  grad = jax.value_and_grad(task.loss, has_aux=True)
+  if accumulate == 1:
+    (_, (metrics, model_state)), grads = grad(state.params, state.model_state, batch, rng, train=True)
+    return grads, dict(metrics), model_state
+
+  def split(leaf):  # micro-batch m takes rows m, m + accumulate, ...: every device keeps its own rows
+    leaf = jnp.swapaxes(leaf.reshape(-1, accumulate, *leaf.shape[1:]), 0, 1)
+    return jax.lax.with_sharding_constraint(leaf, batch_sharding(mesh, leading=1))
+
+  def body(carry, xs):
+    total, model_state = carry
+    index, micro = xs
+    (_, (metrics, model_state)), grads = grad(
+      state.params, model_state, micro, jax.random.fold_in(rng, index), train=True
+    )
+    return (jax.tree.map(jnp.add, total, grads), model_state), metrics
+
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  micro_batches = jax.tree.map(split, batch)
+  indices = jnp.arange(accumulate, dtype=jnp.uint32)
+  (total, model_state), metrics = jax.lax.scan(body, (zeros, state.model_state), (indices, micro_batches))
+  grads = jax.tree.map(lambda leaf: leaf / accumulate, total)
+  return grads, jax.tree.map(lambda leaf: leaf.sum(0), dict(metrics)), model_state
+
+
+def _global_norm(tree: PyTree) -> jax.Array:
+  return jnp.sqrt(
+    sum((jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)), jnp.float32(0))
+  )
