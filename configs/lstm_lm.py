@@ -1,7 +1,7 @@
 """The stacked LSTM language model on text; dropout, where there is any, acts on non-recurrent connections alone.
 
 Zaremba, Sutskever, Vinyals 2014, https://arxiv.org/abs/1409.2329 (cell, places of dropout).
-Expected: `:tiny` reaches about 2.7 nats a byte on the standard library's source in 300 steps (under a minute on a laptop).
+Expected: `:tiny` reaches about 2.7 nats a byte on the standard library's source in 300 steps, under a minute.
 """
 
 from ml_collections import ConfigDict

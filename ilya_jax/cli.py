@@ -1,4 +1,4 @@
-"""The command line: parse, then call one function. Bad input ends with one line and exit code 2, a failed run with 1."""
+"""The command line: parse, then call one function. Bad input ends with one line and exit code 2."""
 
 import argparse
 import difflib
@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
   )  # fmt: skip
   commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
   train = _add(commands, "train", run=_train, summary="train one run; goes on by itself where DIR holds it",
-               example="ilya-jax train --config configs/transformer_lm.py:tiny --config.steps=100 --workdir runs/a")  # fmt: skip
+               example="ilya-jax train --config configs/transformer_lm.py:tiny --workdir runs/a")  # fmt: skip
   train.add_argument("--config", metavar="PATH[:VARIANT]", help="a config file; --config.FIELD=VALUE changes a field")
   train.add_argument("--workdir", metavar="DIR", type=Path, help="folder of the run")
   sweep = _add(commands, "sweep", run=_sweep, summary="run a grid of cells, fit the laws, write the report",

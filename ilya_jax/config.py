@@ -88,7 +88,7 @@ def fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def set_field(config: ConfigDict, field: str, value: Any) -> None:
-  """Sets a dotted field in place; text is read as the field's present type. Raises UserError on an unknown field or type."""
+  """Sets a dotted field in place; text is read as the present type. Raises UserError on an unknown field or type."""
   flag = f"--config.{field}"
   *sections, last = field.split(".")
   node: Any = config

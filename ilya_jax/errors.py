@@ -12,4 +12,4 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-  """A run that could not be finished (diverged, disk full, a cell failed): exit code 1, one line, and where the log is."""
+  """A run that could not be finished (diverged, disk full, a cell failed): exit code 1, one line, where the log is."""

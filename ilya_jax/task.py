@@ -17,7 +17,7 @@ class Counts(NamedTuple):
 
   n: parameters without embeddings, biases and norms (Kaplan et al. 2020, eq. 2.1, for the Transformer).
   n_total: all parameters.
-  flops_per_unit: training FLOP (forward and backward) per unit: exact count of matrix products, attention unmasked, head.
+  flops_per_unit: training FLOP (forward, backward) per unit: exact count of matrix products, attention unmasked, head.
   units_per_step: tokens (or examples) consumed by one optimizer step.
   unit: "tokens" or "examples".
   """

@@ -1,6 +1,7 @@
 """Settings of every test: 8 fake CPU devices, strict dtype and rank promotion, a private cache folder."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -10,7 +11,9 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_threefry_partitionable", True)
+# Programs compiled by an earlier run of the tests are kept, so that a second run is faster; results are the same.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,8 +44,9 @@ def small_run(text_folder):
   from ilya_jax.config import load_config
 
   common = {
-    "data.name": "files", "data.path": str(text_folder), "data.heldout_fraction": 0.2, "data.context": 16, "batch_size": 8,
-    "steps": 20, "model.d_model": 16, "model.n_layers": 2, "schedule.warmup_steps": 4, "eval.tokens": 1024, "log_every": 1,
+    "data.name": "files", "data.path": str(text_folder), "data.heldout_fraction": 0.2, "data.context": 16,
+    "batch_size": 8, "steps": 20, "model.d_model": 16, "model.n_layers": 1, "schedule.warmup_steps": 4,
+    "eval.tokens": 1024, "log_every": 1,
     "execution.steps_per_dispatch": 4, "execution.tensorboard": False, "mesh.data": 1,
   }  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""The demo: two families of language models on the standard library's source, and a larger Transformer that grades the fits.
+"""The demo: two families of language models on real text, and a larger Transformer that grades the fits.
 
-Transformer: five widths (a factor of 36 in N), four lengths from one trunk each; LSTM: three widths; three seeds at two
+The text is the standard library's source. Transformer: five widths (a factor of 36 in N), four lengths from one trunk each; LSTM: three widths; three seeds at two
 cells for the noise. Held out: one Transformer with more than three times the compute of the largest fitted cell.
 Expected: the held-out loss predicted within 2 %. `:quick` is for looking at the machinery, too small to trust.
 """
@@ -20,18 +20,18 @@ def _axis(rates, widths):
 
 def get_sweep(arg: str = "") -> dict:
   """The sweep of a variant."""
-  widths, steps, lstm_widths, largest = (
-    (16, 32, 48, 64, 96),
-    [128, 256, 512, 1024],
-    (16, 32, 64),
-    {"model.d_model": 128, "steps": 2048},
-  )
+  widths, lstm_widths, steps = [16, 32, 48, 64, 96], [16, 32, 64], [128, 256, 512, 1024]
+  largest = {"model.d_model": 128, "steps": 2048}
   if arg == "quick":
-    widths, steps, lstm_widths, largest = (16, 32, 48), [64, 128, 256], (16, 32), {"model.d_model": 64, "steps": 512}
+    widths, lstm_widths, steps = [16, 32, 48], [16, 32], [64, 128, 256]
+    largest = {"model.d_model": 64, "steps": 512}
   transformer, lstm = "configs/transformer_lm.py:tiny", "configs/lstm_lm.py:tiny"
   common = {**_COMMON, "eval.tokens": 65_536} if arg == "quick" else _COMMON
   groups = [
-    {"family": "transformer", "config": transformer, "set": common, "axes": [_axis(_TRANSFORMER, widths), {"steps": steps}]},
+    {
+      "family": "transformer", "config": transformer, "set": common,
+      "axes": [_axis(_TRANSFORMER, widths), {"steps": steps}],
+    },
     {
       "family": "transformer", "config": transformer, "set": common, "seeds": [1, 2],
       "axes": [_axis(_TRANSFORMER, widths[1:3]), {"steps": steps[-2:-1]}],

@@ -14,7 +14,10 @@ def get_sweep(arg: str = "") -> dict:
   widths = {"model.d_model": [8, 16, 32], "optim.learning_rate": [2e-2, 1.4e-2, 1e-2]}
   groups = [
     {**transformer, "set": _SMALL, "axes": [widths, {"steps": [40, 80, 160]}]},
-    {**transformer, "set": {**_SMALL, "model.d_model": 16, "optim.learning_rate": 1.4e-2, "steps": 80}, "seeds": [1, 2]},
+    {
+      **transformer, "seeds": [1, 2],
+      "set": {**_SMALL, "model.d_model": 16, "optim.learning_rate": 1.4e-2, "steps": 80},
+    },
     {
       "family": "lstm", "config": "configs/lstm_lm.py:tiny", "set": {**_SMALL, "optim.learning_rate": 2e-2},
       "axes": [{"model.d_model": [8, 16]}, {"steps": [40, 80, 160]}],

@@ -12,14 +12,14 @@ _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtp
 
 def on_cpu() -> bool:
   """Whether this process computes on the CPU: told to, or no GPU or TPU runtime installed (none is started to see)."""
-  platforms = jax.config.jax_platforms or os.environ.get("JAX_PLATFORMS", "")
+  platforms = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
   return platforms == "cpu" if platforms else not any(find_spec(name) for name in _PLUGINS)
 
 
 def split_cpu(batch_size: int) -> None:
   """Makes one virtual device a core where that divides the batch: a small model's step then uses every core.
 
-  Leaves a count that the user gave (JAX_NUM_CPU_DEVICES) and accelerators alone. To be called before the first computation.
+  Leaves a count that the user gave (JAX_NUM_CPU_DEVICES) and accelerators alone. To be called before any computation.
   """
   if on_cpu() and "JAX_NUM_CPU_DEVICES" not in os.environ:
     cores = len(os.sched_getaffinity(0))

@@ -30,8 +30,8 @@ def make_mesh(sizes: Any, *, batch_size: int, accumulate: int = 1) -> Mesh:
     wanted[free[0]] = max(len(devices) // fixed, 1)
   total = math.prod(wanted.values())
   if total > len(devices):
-    shape = " x ".join(f"{axis} {size}" for axis, size in wanted.items() if size > 1)
-    raise UserError(f"a mesh of {total} devices ({shape})", f"at most the {len(devices)} there are", "--config.mesh")
+    wished = " x ".join(f"{axis} {size}" for axis, size in wanted.items() if size > 1)
+    raise UserError(f"a mesh of {total} devices ({wished})", f"at most the {len(devices)} there are", "--config.mesh")
   shards = math.prod(wanted[axis] for axis in BATCH_AXES)
   if batch_size % (shards * accumulate):
     raise UserError(

@@ -75,8 +75,8 @@ def status(directory: Path, *, retry_failed: bool) -> int:
   known = [seconds for seconds in left if seconds is not None]
   if known:
     print(f"time left of the running cells: {clock(max(known))}")
-  for state in ("running", "preempted", "failed"):
-    for name in by_state.get(state, []):
+  for kind in ("running", "preempted", "failed"):
+    for name in by_state.get(kind, []):
       print(_line(name, states[name]))
   if retry_failed:
     for name in by_state.get("failed", []):
@@ -86,6 +86,7 @@ def status(directory: Path, *, retry_failed: bool) -> int:
 
 
 def _line(name: str, state: dict[str, Any]) -> str:
-  where = f"step {state['step']}/{state['steps']}  loss {state['loss']:.4f}" if "steps" in state else ""
+  where = f"step {state['step']}/{state['steps']}" if "steps" in state else ""
+  where += f"  loss {state['loss']:.4f}" if state.get("loss") is not None else ""
   left = f"  left {clock(state['left_s'])}" if state.get("left_s") else ""
   return f"{name}  {state['state']}  {where}{left}  {state.get('error', '')}".rstrip()

@@ -7,12 +7,9 @@
 >>> round(result.parameters["alpha"], 6)
 0.34
 
-The starts are the best cells of a variable-projection grid and random points. Huber's objective with delta 1e-3 is
-nearly a sum of absolute values, with many kinks: half of the starts reach it along a path of shrinking deltas from
-0.1 (on which the objective is smooth and its valley wide), the others enter late or directly and find what the path
-misses; a last round perturbs the best. The tests compare with scipy's minimisers from hundreds of starts.
+The search is described in `search`; the tests compare it with scipy's minimisers from hundreds of starts.
 
-Axis letters: S starts, B refits, n rows, P parameters.
+Axis letters: n rows, P parameters.
 """
 
 from typing import Any, NamedTuple
@@ -21,16 +18,11 @@ import numpy as np
 from scipy import optimize, special
 
 from ilya_jax.errors import UserError
-from ilya_jax.scaling import newton, starts
+from ilya_jax.scaling import search, starts
 from ilya_jax.scaling.laws import FORMS, Form
-from ilya_jax.scaling.objectives import SMOOTHED_LAD, Points, centred, check_objective, problem
+from ilya_jax.scaling.objectives import Points, centred, check_objective
 
 Array = np.ndarray
-
-SAME_OPTIMUM = 1e-9  # relative difference of two objective values that counts as the same
-_PATH = tuple(10.0 ** np.arange(-1.0, -9.6, -0.5))  # the deltas of the path, widest first
-_LATE = 3e-3  # a third of the starts joins the path here
-
 
 class Optimum(NamedTuple):
   """A local minimum: its objective value, its printed parameters, and the share of the starts that ended there."""
@@ -97,55 +89,28 @@ def fit_law(
   variables = {name: value for name, value in (("N", N), ("D", D), ("C", C)) if name in law.variables}
   check_rows(law, loss, variables)
   points = centred(law, loss, {v: np.asarray(a, np.float64) for v, a in variables.items()})
-  counts = np.ones((1, len(points))) if weights is None else np.asarray(weights, np.float64)[None]
-  found = _search(law, points, counts, objective=objective, delta=delta, count=start_count, seed=seed)
-  theta, value, share, second = found
+  counts = np.ones(len(points)) if weights is None else np.asarray(weights, np.float64)
+  best, second = search.search(
+    law, points, weights=counts, objective=objective, delta=delta, count=start_count, seed=seed
+  )
+  theta = best.theta
   low, high = starts.bounds(law, points)
   fitted = law.log_loss(theta[None], points.logs)[0][0]
   return Fit(
     form=form,
     objective=objective,
     delta=delta,
-    value=value,
+    value=best.value,
     parameters=_printed(law, theta, points),
     theta=theta,
     points=points,
     residuals=np.log(points.loss) - fitted,
     starts=start_count,
-    share_at_best=share,
-    second_optimum=second,
+    share_at_best=best.share,
+    second_optimum=second and Optimum(second.value, _printed(law, second.theta, points), second.share),
     at_bound=tuple(name for name, at in zip(law.names, (theta <= low) | (theta >= high), strict=True) if at),
-    aicc=aicc(value, points=len(points), parameters=len(law.parameters), objective=objective, delta=delta),
+    aicc=aicc(best.value, points=len(points), parameters=len(law.parameters), objective=objective, delta=delta),
   )
-
-
-def refit(
-  form: Form,
-  points: Points,
-  *,
-  theta: Array,
-  weights: Array,
-  targets: Array | None = None,
-  objective: str = "huber",
-  delta: float = 1e-3,
-) -> newton.Minimum:
-  """B fits of `form` to reweighted rows or to other losses, all from `theta` [B, P], along the last part of the path.
-
-  weights: [1, n] or [B, n]; targets: ln(loss) [B, n]. Least absolute deviations are smoothed at delta 1e-6, far below
-  any spread of refits. Returns theta [B, P], the objective [B], and whether each converged [B].
-  """
-  low, high = starts.bounds(form, points)
-  last = {"huber": delta, "lad": 1e-6}.get(objective, 1.0)
-  path = [d for d in _PATH if last < d <= 1.5e-2] if objective in ("huber", "lad") else []
-  for width in [*path, last]:
-    task = problem(form, points, weights=weights, targets=targets, objective=objective, delta=width)
-    final = width == last
-    found = newton.minimise(
-      task.value, task.derivatives, theta=theta, low=low, high=high,
-      iterations=100 if final else 10, tolerance=1e-10 if final else 1e-4,
-    )  # fmt: skip
-    theta = found.theta
-  return found._replace(value=found.value * task.unit)
 
 
 def aicc(value: float, *, points: int, parameters: int, objective: str, delta: float) -> float:
@@ -227,97 +192,5 @@ def why_not_identifiable(form: Form, loss: Array, variables: dict[str, Array]) -
   return None
 
 
-def _search(
-  form: Form, points: Points, weights: Array, *, objective: str, delta: float, count: int, seed: int
-) -> tuple[Array, float, float, Optimum | None]:
-  """The best theta [P], its objective, the share of the starts at it, and the second optimum."""
-  rng = np.random.default_rng(seed)
-  low, high = starts.bounds(form, points)
-  last = {"huber": delta, "lad": SMOOTHED_LAD}.get(objective, 1.0)
-  robust = objective in ("huber", "lad")
-  make = lambda width: problem(form, points, weights=weights, objective=objective, delta=width)  # noqa: E731
-  theta = _starting_points(form, points, make(max(last, 1e-2)), rng, count=count)
-  entry = np.array([0.1, 0.1, _LATE, last])[np.arange(count) % 4]
-  path = [d for d in _PATH if d > 1.0001 * last] if robust else []
-  for width in [*path, last]:
-    joined = np.flatnonzero(entry >= width) if width != last else np.arange(count)
-    found = _minimise(make(width), theta[joined], low, high, final=width == last)
-    theta[joined] = found.theta
-  task = make(last)
-  ends = found
-  for _ in range(4 if robust else 1):
-    k = int(ends.value.argmin())
-    nearby = _perturbed(form, points, ends.theta[k], rng, count=32)
-    more = _minimise(task, np.clip(nearby, low, high), low, high, final=True)
-    gained = more.value.min() < ends.value[k] * (1.0 - SAME_OPTIMUM) - 1e-15 * len(points)
-    ends = newton.Minimum(*[np.concatenate(pair) for pair in zip(ends, more, strict=True)])
-    if not gained:
-      break
-  best = int(ends.value.argmin())
-  limit = ends.value[best] * (1.0 + SAME_OPTIMUM) + 1e-12 * len(points)
-  share = float((found.value <= limit).mean())
-  value = float(_true_value(form, points, ends.theta[best], weights, objective=objective, delta=delta))
-  return ends.theta[best], value, share, _second(form, points, ends, found, task.unit)
-
-
-def _minimise(task: Any, theta: Array, low: Array, high: Array, *, final: bool) -> newton.Minimum:
-  """One stage of the path: to full accuracy at the last delta, roughly before."""
-  return newton.minimise(
-    task.value,
-    task.derivatives,
-    theta=theta,
-    low=low,
-    high=high,
-    iterations=300 if final else 40,
-    tolerance=1e-14 if final else 1e-6,
-  )
-
-
-def _starting_points(form: Form, points: Points, task: Any, rng: np.random.Generator, *, count: int) -> Array:
-  """[S, P]: the best grid cells (an eighth of the starts), the others random, mixed over the entries of the path."""
-  low, high = starts.bounds(form, points)
-  grid = np.clip(starts.projected_starts(form, points), low, high)
-  cost = task.value(grid, np.arange(len(grid)))
-  chosen = grid[np.argsort(cost)[: max(1, count // 8)]]
-  others = starts.random_starts(form, points, rng, count=count - len(chosen))
-  theta = np.concatenate([chosen, np.clip(others, low, high)])
-  return theta[rng.permutation(count)] if count > 1 else theta
-
-
-def _perturbed(form: Form, points: Points, theta: Array, rng: np.random.Generator, *, count: int) -> Array:
-  """Points [count, P] about `theta`, spread as estimates would be if the noise were one to eight times the residuals."""
-  log_loss, jacobian = form.log_loss(theta[None], points.logs)
-  noise = np.abs(log_loss[0] - np.log(points.loss)).mean() + 1e-12
-  gram = jacobian[0] @ jacobian[0].T
-  size = np.sqrt(np.diag(gram)) + 1e-300
-  values, vectors = np.linalg.eigh(gram / np.outer(size, size))
-  root = vectors / np.sqrt(np.maximum(values, 1e-6))
-  factors = noise * 2.0 ** rng.uniform(0.0, 3.0, (count, 1))
-  return theta + factors * (rng.standard_normal((count, len(theta))) @ root.T) / size
-
-
-def _true_value(form: Form, points: Points, theta: Array, weights: Array, *, objective: str, delta: float) -> float:
-  """The objective by its definition, without smoothing or units."""
-  if objective != "lad":
-    task = problem(form, points, weights=weights, objective=objective, delta=delta)
-    # problem() measures squares by halves of r^2 over a width of 1e-2, hence its unit
-    return float(task.value(theta[None], np.zeros(1, int))[0] * task.unit)
-  return float((weights[0] * np.abs(form.log_loss(theta[None], points.logs)[0][0] - np.log(points.loss))).sum())
-
-
 def _printed(form: Form, theta: Array, points: Points) -> dict[str, float]:
   return {name: float(value) for name, value in form.decode(theta, points.centre).items()}
-
-
-def _second(form: Form, points: Points, ends: newton.Minimum, found: newton.Minimum, unit: float) -> Optimum | None:
-  """The lowest converged optimum that is neither the best value nor the best law (ln L differs by 1e-6 somewhere)."""
-  best = int(ends.value.argmin())
-  laws = form.log_loss(ends.theta, points.logs)[0]
-  apart = np.abs(laws - laws[best]).max(-1) > 1e-6
-  higher = ends.value > ends.value[best] * (1.0 + SAME_OPTIMUM) + 1e-12 * len(points)
-  others = np.flatnonzero(ends.converged & apart & higher)
-  if not len(others):
-    return None
-  k = others[int(ends.value[others].argmin())]
-  share = float((np.abs(found.value / ends.value[k] - 1.0) < 1e-7).mean())
-  return Optimum(float(ends.value[k] * unit), _printed(form, ends.theta[k], points), share)

@@ -62,9 +62,9 @@ def run_cells(cells: Sequence[Cell], sweep_dir: Path, *, workers: int, report: C
   kills: dict[str, int] = {}
   with Stop().listening() as stop, contextlib.closing(pool):
     while waiting or pool.busy:
-      for cell in [c for c in waiting if c.trunk in failed]:
-        waiting.remove(cell)
-        failed[cell.id] = f"its trunk {cell.trunk} failed"
+      for orphan in [c for c in waiting if c.trunk in failed]:
+        waiting.remove(orphan)
+        failed[orphan.id] = f"its trunk {orphan.trunk} failed"
       for index in pool.idle():
         cell = _next(waiting, done=done, shape=pool.shapes[index])
         if cell is not None and stop.signum is None:

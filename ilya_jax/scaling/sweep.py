@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from ilya_jax.config import load_config, load_file, run_id, without
+from ilya_jax.config import load_config, load_file, without
 from ilya_jax.errors import UserError
 from ilya_jax.task import Counts
 from ilya_jax.train.loop import prepare
@@ -150,8 +150,11 @@ def _with_trunks(cells: list[Cell]) -> list[Cell]:
 
 
 def select(cells: Sequence[Cell], pattern: str) -> list[Cell]:
-  """The cells that a pattern names: 'field=value' (also family=, role=; wildcards allowed) parts joined by commas, all of
-  which must hold, or an id's prefix; and the trunks they need. Raises UserError where there is none."""
+  """The cells that a pattern names, and the trunks they need. Raises UserError where there is none.
+
+  pattern: parts joined by commas, all of which must hold: field=value of an override (also family=, role=; wildcards
+    allowed), or the start of an id.
+  """
 
   def holds(cell: Cell) -> bool:
     values = {"family": cell.family, "role": cell.role, **{k: str(v) for k, v in cell.overrides.items()}}
@@ -235,7 +238,7 @@ def cell_rows(sweep_dir: Path, cell: Cell) -> list[dict[str, Any]]:
         "C": units * cell.counts.flops_per_unit, "C_6ND": 6 * cell.counts.n * units, "batch": cell.config.batch_size,
         "steps": cell.config.steps, "lr": cell.config.optim.learning_rate, "schedule": cell.config.schedule.name,
         "step": row["step"], "final": int(done and row["step"] == cell.config.steps), "loss": row["loss"],
-        "loss_se": row["loss_se"], "bits_per_byte": row.get("bits_per_byte", ""), "wall_s": row["wall_s"],
+        "loss_se": row.get("loss_se", ""), "bits_per_byte": row.get("bits_per_byte", ""), "wall_s": row["wall_s"],
         "hardware": record["hardware"], "role": cell.role,
       })  # fmt: skip
   return rows
@@ -257,9 +260,3 @@ def write_cells_csv(sweep_dir: Path, cells: Sequence[Cell]) -> Path:
 def write_sweep_json(sweep_dir: Path, sweep: Sweep, *, workers: int) -> None:
   """Writes sweep.json."""
   write_json(sweep_dir / "sweep.json", sweep_record(sweep, workers=workers))
-
-
-__all__ = [
-  "COLUMNS", "Cell", "Sweep", "cell_folder", "cell_rows", "cell_state", "check_sweep_dir", "load_sweep", "make_cell", "run_id",
-  "select", "write_cells_csv", "write_sweep_json",
-]  # fmt: skip

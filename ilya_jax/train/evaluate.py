@@ -17,7 +17,7 @@ PyTree = Any
 def evaluate(programs: Programs, state: TrainState, *, source: Source, split: str) -> dict[str, float]:
   """The means of the task's metrics over the whole held-out set `split`, and `loss_se`.
 
-  `loss_se` is the standard error of the mean loss over the set's batches, in the loss's unit (nan for a single batch).
+  `loss_se` is the standard error of the mean loss over the set's batches, in the loss's unit (absent with a single batch).
   """
   put = _placer(programs)
   totals: dict[str, list[Any]] = {}
@@ -31,7 +31,8 @@ def evaluate(programs: Programs, state: TrainState, *, source: Source, split: st
     means[name] = float(sums[:, 0].sum() / sums[:, 1].sum())
     if name == "loss":
       each = sums[:, 0] / sums[:, 1]
-      means["loss_se"] = float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else float("nan")
+      if len(each) > 1:
+        means["loss_se"] = float(each.std(ddof=1) / np.sqrt(len(each)))
   return means
 
 

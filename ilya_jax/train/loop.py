@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -134,7 +135,7 @@ def _run(config, state: TrainState, *, programs: Programs, source: Source, sched
   saved = time.monotonic()
   while step < config.steps:
     end = next_boundary(config, step)
-    batches, chunk_rates = _chunk(config, source, programs, rates, step=step, end=end)
+    batches, chunk_rates = next_chunk(config, source, programs, rates, step=step, end=end)
     state, metrics = programs.steps(state, batches, chunk_rates, np.int32(end - step))
     if pending is not None:
       pending()  # one chunk late, so that the device never waits for the host
@@ -175,10 +176,10 @@ def next_boundary(config: ConfigDict, step: int) -> int:
   return min(*ends, config.steps)
 
 
-def _chunk(
+def next_chunk(
   config, source: Source, programs: Programs, rates: np.ndarray, *, step: int, end: int
 ) -> tuple[Any, np.ndarray]:
-  """The batches (none for a traced source) and learning rates of steps step .. end-1, padded to the chunk's capacity."""
+  """The batches (none for a traced source) and rates of steps step .. end-1, padded to the chunk's capacity."""
   capacity = config.execution.steps_per_dispatch
   chunk_rates = np.zeros(capacity, np.float32)
   chunk_rates[: end - step] = rates[step:end]
@@ -217,7 +218,7 @@ def _start(
       row for row in rows if row["split"] == "train" and row["step"] <= step and row["step"] % config.log_every == 0
     ]
     return state, kept
-  state = programs.init(np.uint32(config.seed))
+  state = programs.init(jnp.uint32(config.seed))
   if config.init_from:
     state = _warm_start(state, abstract, other=Path(config.init_from))
   return state, []
@@ -293,7 +294,7 @@ class _Record:
     count = end - first
     sums = {name: np.asarray(pair, np.float64)[:, :count] for name, pair in metrics.items()}  # [2, steps]
     means = {name: pair[0] / pair[1] for name, pair in sums.items()}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for index in range(count):
       step = first + index + 1
       if not math.isfinite(means["loss"][index]):
@@ -321,7 +322,7 @@ class _Record:
     wall = self._wall()
     done = self._step - self._first
     left = (self._config.steps - self._step) * (wall - self._wall_before) / done if done else None
-    value = {"id": self._run, "state": state, "step": self._step, "steps": self._config.steps, "loss": self._loss,
+    value = {"id": self._run, "state": state, "step": self._step, "steps": self._config.steps, "loss": self._loss if math.isfinite(self._loss) else None,
              "wall_s": round(wall, 3), "left_s": left, "updated": time.time(), **more}  # fmt: skip
     write_json(self._workdir / "status.json", value)
 

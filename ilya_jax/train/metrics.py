@@ -1,4 +1,4 @@
-"""What a run leaves on disk besides checkpoints: metrics.jsonl, status.json, TensorBoard events, and its progress line."""
+"""What a run leaves besides checkpoints: metrics.jsonl, status.json, TensorBoard events, and its progress line."""
 
 import json
 import math
@@ -50,7 +50,7 @@ class MetricsFile:
     temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(temporary, path)
     self._file = path.open("a")
-    self.rows = rows
+    self.rows = [dict(row) for row in rows]
 
   def write(self, rows: Sequence[Row]) -> None:
     """Appends rows; they survive a kill of the process once this returns."""
@@ -66,7 +66,8 @@ class EventFile:
   """TensorBoard events of a run, continued after `step`; opened at the first row, since the library loads slowly."""
 
   def __init__(self, directory: Path, *, step: int):
-    self._directory, self._step, self._writer = directory, step, None
+    self._directory, self._step = directory, step
+    self._writer: Any = None
 
   def write(self, rows: Sequence[Row]) -> None:
     """Writes every number of every row under `split/name`."""

@@ -13,7 +13,7 @@ PyTree = Any
 
 
 class TrainState(NamedTuple):
-  """step: int32 scalar; params; model_state (batch statistics, carries); opt_state; rng: the base key, never advanced."""
+  """step: int32 scalar; params; model_state (batch statistics, carries); opt_state; rng: base key, never advanced."""
 
   step: jax.Array
   params: PyTree

@@ -56,7 +56,8 @@ def locked(workdir: Path) -> Iterator[None]:
 def hardware() -> str:
   """The devices in words, such as '2 x cpu (AMD EPYC)'."""
   devices = jax.devices()
-  return f"{len(devices)} x {devices[0].platform} ({processor() if devices[0].platform == 'cpu' else devices[0].device_kind})"
+  kind = processor() if devices[0].platform == "cpu" else devices[0].device_kind
+  return f"{len(devices)} x {devices[0].platform} ({kind})"
 
 
 def processor() -> str:

@@ -1,10 +1,8 @@
 """The loop: chunking, accumulation, devices, resuming, warm start, trunks and branches, bad endings."""
 
-import json
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -76,7 +74,7 @@ def test_one_step_at_a_time_is_equal_up_to_rounding(plain, small_run, tmp_path):
   "overrides", [{"mesh.data": 8}, {"mesh.data": 2}, {"accumulate": 4}, {"accumulate": 2, "mesh.data": 4}]
 )
 def test_devices_and_accumulation_do_not_change_the_result(small_run, tmp_path, overrides):
-  """Under SGD (Adam turns rounding of near-zero gradients into whole steps) the parameters agree, not the losses alone."""
+  """Under SGD (Adam turns rounding of near-zero gradients into whole steps) the parameters agree too."""
   sgd = {"optim.name": "sgd", "optim.options": ConfigDict(), "optim.learning_rate": 0.5, "steps": 6}
   finals = []
   for name, more in (("one", {}), ("many", overrides)):
@@ -137,6 +135,8 @@ def test_a_finished_run_is_not_run_again(plain, small_run, monkeypatch):
   assert train(config, workdir) == result
 
 
+# Orbax leaves coroutines unawaited when a file it reads is damaged.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete_file", "delete_all"])
 def test_a_damaged_newest_checkpoint_falls_back(plain, small_run, tmp_path, capsys, damage):
   _, workdir, result = plain
@@ -285,9 +285,3 @@ def test_warmup_multiplies_any_schedule():
   )
   rates = learning_rates(make_schedule(schedule, learning_rate=1.0, steps=9), first=2, last=6)
   np.testing.assert_allclose(rates, [0.75, 1, 1, 1])
-
-
-def test_status_is_json_and_names_the_run(plain):
-  _, workdir, result = plain
-  assert json.loads((workdir / "status.json").read_text())["id"] == result.run
-  assert jnp.float32 is not None

@@ -1,0 +1,299 @@
+"""Times one training step of the language models, ours against torch eager and torch.compile, in interleaved rounds.
+
+One step: forward, backward, clipping by the global norm and AdamW, in float32, on the same model, batch and optimizer.
+Every contender lives in a process of its own and computes only when it is its turn; a round runs each of them once.
+Prints one JSON line per preset and contender: the median over rounds of ms per step, and the median ratio to the faster
+torch form of the same round. `workers` are independent cells of a sweep, one process pinned to each core: their figure is
+wall time per cell and step, to be held against torch running the same cells one after another with all cores.
+
+  scripts/bench lm [--presets tiny,small,lstm] [--contenders torch,torch_compile,ours,...] [--rounds 12] [--seconds 2]
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+STEPS_PER_DISPATCH = 16
+LEARNING_RATE, BETAS, WEIGHT_DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
+
+
+class Preset(NamedTuple):
+  """Sizes of a model and its batch; `heads` 0 stands for the LSTM."""
+
+  layers: int
+  width: int
+  heads: int
+  context: int
+  batch: int
+  vocabulary: int = 256
+
+
+PRESETS = {
+  "tiny": Preset(layers=2, width=64, heads=2, context=128, batch=32),
+  "small": Preset(layers=4, width=256, heads=4, context=256, batch=16),
+  "lstm": Preset(layers=2, width=128, heads=0, context=128, batch=32),
+}
+
+
+class Contender(NamedTuple):
+  """build(preset) -> run(steps), which trains that many steps and waits for them; `processes` run at the same time."""
+
+  build: Callable[[Preset], Callable[[int], None]]
+  devices: int = 1
+  processes: int = 1
+  reference: bool = False
+
+
+def build_torch(preset: Preset, *, compiled: bool = False) -> Callable[[int], None]:
+  """The plain torch program: nn modules, scaled_dot_product_attention or nn.LSTM, fused AdamW."""
+  import torch
+
+  torch.manual_seed(0)
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  model = _torch_lstm(preset) if not preset.heads else _torch_transformer(preset)
+  optimizer = torch.optim.AdamW(
+    model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
+  )
+  tokens = torch.randint(preset.vocabulary, (STEPS_PER_DISPATCH, preset.batch, preset.context + 1))
+  forward = torch.compile(model) if compiled else model
+
+  def step(batch):
+    loss = torch.nn.functional.cross_entropy(forward(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step()
+
+  def run(steps):
+    for index in range(steps):
+      step(tokens[index % STEPS_PER_DISPATCH])
+
+  return run
+
+
+def _torch_transformer(preset: Preset):
+  import torch
+  from torch import nn
+
+  width, heads = preset.width, preset.heads
+
+  class Block(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+      self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+      self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+
+    def forward(self, x):
+      batch, time, _ = x.shape
+      query, key, value = self.qkv(self.norm1(x)).view(batch, time, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+      mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+      x = x + self.out(mixed.transpose(1, 2).reshape(batch, time, width))
+      return x + self.mlp(self.norm2(x))
+
+  class Model(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.embed, self.positions = nn.Embedding(preset.vocabulary, width), nn.Embedding(preset.context, width)
+      self.blocks, self.norm = nn.Sequential(*(Block() for _ in range(preset.layers))), nn.LayerNorm(width)
+      nn.init.normal_(self.embed.weight, std=0.02)
+
+    def forward(self, tokens):
+      x = self.embed(tokens) + self.positions(torch.arange(tokens.shape[1]))
+      return self.norm(self.blocks(x)) @ self.embed.weight.T
+
+  return Model()
+
+
+def _torch_lstm(preset: Preset):
+  from torch import nn
+
+  class Model(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.embed = nn.Embedding(preset.vocabulary, preset.width)
+      self.lstm = nn.LSTM(preset.width, preset.width, num_layers=preset.layers, batch_first=True)
+      self.head = nn.Linear(preset.width, preset.vocabulary)
+
+    def forward(self, tokens):
+      return self.head(self.lstm(self.embed(tokens))[0])
+
+  return Model()
+
+
+def build_ours(preset: Preset) -> Callable[[int], None]:
+  """Our model in a loop like the training loop's: 16 steps a dispatch, state donated, batch split over the devices."""
+  import functools
+
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  import optax
+  from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+  from ilya_jax.models.lstm_lm import LstmLM
+  from ilya_jax.models.transformer_lm import FORMS, TransformerLM
+
+  sizes = {"vocab_size": preset.vocabulary, "n_layers": preset.layers, "d_model": preset.width}
+  if preset.heads:
+    model = TransformerLM(**sizes, context=preset.context, n_heads=preset.heads, **FORMS["gpt2"])
+  else:
+    model = LstmLM(**sizes)
+  mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
+  whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(CLIP), optax.adamw(LEARNING_RATE, *BETAS, weight_decay=WEIGHT_DECAY)
+  )
+
+  def loss(params, tokens):
+    logits = model.apply({"params": params}, tokens[:, :-1], train=True)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+  def step(state, tokens):
+    params, opt_state = state
+    tokens = jax.lax.with_sharding_constraint(tokens, split)
+    value, grads = jax.value_and_grad(loss)(params, tokens)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), value
+
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=(whole, whole))
+  def steps(state, batches, n):
+    def body(index, carry):
+      state, losses = carry
+      state, value = step(state, jax.lax.dynamic_index_in_dim(batches, index, keepdims=False))
+      return state, losses.at[index].set(value)
+
+    return jax.lax.fori_loop(0, n, body, (state, jnp.zeros(STEPS_PER_DISPATCH)))
+
+  @functools.partial(jax.jit, out_shardings=whole)
+  def init():
+    params = model.init(jax.random.key(0), jnp.zeros((1, preset.context), jnp.int32), train=False)["params"]
+    return params, optimizer.init(params)
+
+  shape = (STEPS_PER_DISPATCH, preset.batch, preset.context + 1)
+  tokens = np.random.default_rng(0).integers(preset.vocabulary, size=shape, dtype=np.int32)
+  tokens = jax.device_put(tokens, NamedSharding(mesh, PartitionSpec(None, "data")))
+  state = init()
+
+  def run(count):
+    nonlocal state
+    for start in range(0, count, STEPS_PER_DISPATCH):
+      state, losses = steps(state, tokens, min(STEPS_PER_DISPATCH, count - start))
+    jax.block_until_ready((state, losses))
+
+  return run
+
+
+CORES = len(os.sched_getaffinity(0))
+CONTENDERS = {
+  "torch": Contender(build_torch, reference=True),
+  "torch_compile": Contender(lambda preset: build_torch(preset, compiled=True), reference=True),
+  "ours": Contender(build_ours, devices=CORES),
+  "one_device": Contender(build_ours),
+  "workers": Contender(build_ours, processes=CORES),
+}
+
+
+def serve(contender: Contender, *, preset: Preset, core: int) -> None:
+  """The process of a contender: reads a number of steps a line, answers with the seconds they took."""
+  if contender.processes > 1:
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(contender.devices))
+  run = contender.build(preset)
+  for line in sys.stdin:
+    start = time.perf_counter()
+    run(int(line))
+    print(time.perf_counter() - start, flush=True)
+
+
+class Team:
+  """The processes of one contender, which step together."""
+
+  def __init__(self, name: str, *, preset: str):
+    command = [sys.executable, os.path.abspath(__file__), "--serve", name, "--presets", preset, "--core"]
+    processes = range(CONTENDERS[name].processes)
+    self._processes = [
+      subprocess.Popen([*command, str(core)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+      for core in processes
+    ]
+
+  def run(self, steps: int) -> float:
+    """Seconds until every process has taken so many steps, per step and process."""
+    start = time.perf_counter()
+    for process in self._processes:
+      assert process.stdin
+      print(steps, file=process.stdin, flush=True)
+    for process in self._processes:
+      assert process.stdout
+      if not process.stdout.readline():
+        raise SystemExit(f"a contender's process died: {process.args}")
+    return (time.perf_counter() - start) / steps / len(self._processes)
+
+  def close(self) -> None:
+    """Ends the processes."""
+    for process in self._processes:
+      process.communicate()
+
+
+def measure(preset: str, names: list[str], *, rounds: int, seconds: float) -> list[dict]:
+  """Rows of results: each contender warmed up, then `rounds` turns of about `seconds` each."""
+  teams = {name: Team(name, preset=preset) for name in names}
+  steps = {}
+  for name, team in teams.items():
+    team.run(STEPS_PER_DISPATCH)  # compiles
+    once = team.run(STEPS_PER_DISPATCH) * CONTENDERS[name].processes
+    steps[name] = STEPS_PER_DISPATCH * max(round(seconds / once / STEPS_PER_DISPATCH), 1)
+  table: dict[str, list[float]] = {name: [] for name in names}
+  for _ in range(rounds):
+    for name in names:
+      table[name].append(teams[name].run(steps[name]))
+  for team in teams.values():
+    team.close()
+  references = [table[name] for name in names if CONTENDERS[name].reference]
+  fastest = min(references, key=statistics.median) if references else None
+  rows = []
+  for name in names:
+    row = {"preset": preset, "contender": name, "ms_per_step": round(1e3 * statistics.median(table[name]), 2)}
+    if fastest:
+      row["ratio"] = round(statistics.median(a / b for a, b in zip(table[name], fastest, strict=True)), 3)
+    rows.append({**row, "rounds": rounds, "steps": steps[name], **hardware()})
+  return rows
+
+
+def hardware() -> dict:
+  """The processor's name, the cores this process may use, and the load of the machine."""
+  name = platform.processor()
+  if os.path.exists("/proc/cpuinfo"):
+    with open("/proc/cpuinfo") as lines:
+      name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+  return {"hardware": f"{name}, {CORES} cores", "load": round(os.getloadavg()[0], 2)}
+
+
+def main() -> None:
+  """Runs the benchmark, or serves as one contender's process."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--presets", default="tiny,small,lstm")
+  parser.add_argument("--contenders", default=",".join(CONTENDERS))
+  parser.add_argument("--rounds", type=int, default=12)
+  parser.add_argument("--seconds", type=float, default=2.0, help="length of a contender's turn in a round")
+  parser.add_argument("--serve", help=argparse.SUPPRESS)
+  parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+  options = parser.parse_args()
+  if options.serve:
+    serve(CONTENDERS[options.serve], preset=PRESETS[options.presets], core=options.core)
+    return
+  for preset in options.presets.split(","):
+    for row in measure(preset, options.contenders.split(","), rounds=options.rounds, seconds=options.seconds):
+      print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+  main()
