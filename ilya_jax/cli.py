@@ -176,20 +176,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"--config.{next(iter(overrides))}",
       )
     return parsed.run(parsed)
+  except KeyboardInterrupt:
+    return 130
   except UserError as error:
     return _end(error, 2)
   except RunFailed as error:
     return _end(error, 1)
   except Exception as error:
-    signum = getattr(error, "signum", None)
-    if signum is None:
-      raise
-    return _end(error, 128 + signum)
+    signum = getattr(error, "signum", None)  # train.loop.Preempted, not imported here: parsing need not wait for JAX
+    if signum is not None:
+      return _end(error, 128 + signum)
+    return _end(RuntimeError(f"{type(error).__name__}: {error}; a bug, ILYA_JAX_TRACEBACK=1 shows where"), 1, cause=error)
 
 
-def _end(error: Exception, code: int) -> int:
+def _end(error: Exception, code: int, *, cause: Exception | None = None) -> int:
   if os.environ.get("ILYA_JAX_TRACEBACK") == "1":
-    raise error
+    raise cause or error
   print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
   return code
 

@@ -146,6 +146,8 @@ def validate(config: ConfigDict) -> None:
       raise UserError(
         f"config.mesh.{name} = {size}", "a size of at least 1, or -1 for what is left", f"--config.mesh.{name}"
       )
+  if config.dtype not in ("float32", "bfloat16"):
+    raise UserError(f"config.dtype = {config.dtype!r}", "float32 or bfloat16", "--config.dtype")
   if config.batch_size % config.accumulate:
     raise UserError(
       f"config.batch_size = {config.batch_size} with config.accumulate = {config.accumulate}",

@@ -24,6 +24,7 @@ from ilya_jax.scaling.objectives import Points, centred, check_objective
 
 Array = np.ndarray
 
+
 class Optimum(NamedTuple):
   """A local minimum: its objective value, its printed parameters, and the share of the starts that ended there."""
 

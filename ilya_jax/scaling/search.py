@@ -54,7 +54,7 @@ def search(
     final = width == last
     return newton.minimise(
       *task(width)[:2], theta=theta, low=low, high=high,
-      iterations=300 if final else 40, tolerance=1e-14 if final else 1e-6,
+      iterations=300 if final else 40, tolerance=1e-14 if final else min(1e-6, 1e-3 * width**2),
     )  # fmt: skip
 
   theta = _starting_points(form, points, task(max(last, 1e-2)), rng, count=count)
@@ -67,7 +67,9 @@ def search(
   found = descend(theta, last)
   if objective == "lad":
     found = _finish_lad(form, points, weights, found, low, high)
-  ends = _look_around(form, points, found, lambda t: descend(np.clip(t, low, high), last), rng, rounds=4 if robust else 1)
+  ends = _look_around(
+    form, points, found, lambda t: descend(np.clip(t, low, high), last), rng, rounds=4 if robust else 1
+  )
   if objective == "lad":
     ends = _finish_lad(form, points, weights, ends, low, high)
   return _summary(form, points, ends, found, unit=task(last).unit)
@@ -189,12 +191,17 @@ def _linear_programs(
   log_loss, jacobian = (part[0] for part in form.log_loss(theta[None], points.logs))
   value = float((weights * np.abs(log_loss - measured)).sum())
   identity = np.eye(count)
+  cost = np.concatenate([np.zeros(len(theta)), weights])
+  exact = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
   for _ in range(40):
     r = log_loss - measured
+    size = np.abs(r).mean() + 1e-12  # the program is solved in units of the residuals: its tolerances are absolute
     rows = np.block([[jacobian.T, -identity], [-jacobian.T, -identity]])
-    box = list(zip(np.maximum(low - theta, -radius), np.minimum(high - theta, radius), strict=True))
-    cost = np.concatenate([np.zeros(len(theta)), weights])
-    answer = optimize.linprog(cost, A_ub=rows, b_ub=np.concatenate([-r, r]), bounds=box + [(0, None)] * count)
+    box = np.stack([np.maximum(low - theta, -radius), np.minimum(high - theta, radius)], axis=-1) / size
+    limits = np.concatenate([box, np.tile([0.0, np.inf], (count, 1))])
+    answer = optimize.linprog(cost, A_ub=rows, b_ub=np.concatenate([-r, r]) / size, bounds=limits, options=exact)
+    if answer.status == 0:
+      answer.x, answer.fun = answer.x * size, answer.fun * size
     if answer.status != 0 or value - answer.fun <= 1e-14 * (value + _ROUNDING):
       break
     trial = np.clip(theta + answer.x[: len(theta)], low, high)

@@ -1,0 +1,226 @@
+"""The words and tables of a report: numbers, equations, paragraphs and rows, from fit.json and the runs of a sweep."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from markupsafe import Markup, escape
+
+from ilya_jax.scaling.curves import Run
+from ilya_jax.scaling.drawing import short
+from ilya_jax.train.metrics import clock
+
+_GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ"}
+
+
+class Row(NamedTuple):
+  """A row of a table; `mark` (held, chosen, failed, waiting, trunk, dropped) decides its look."""
+
+  cells: Sequence[str]
+  mark: str = ""
+
+
+class Table(NamedTuple):
+  """A table: columns named in `text` are words, the others numbers; `note` stands below it."""
+
+  title: str
+  header: Sequence[str]
+  rows: Sequence[Row]
+  text: Sequence[str] = ()
+  note: str = ""
+
+
+class Picture(NamedTuple):
+  """A figure in the report: `source` is a data URI, width and height are in pixels."""
+
+  id: str
+  title: str
+  caption: str
+  source: str
+  width: int
+  height: int
+
+
+class Part(NamedTuple):
+  """What stands under one heading, in this order: a law, notices, paragraphs, figures, tables, named facts."""
+
+  title: str = ""
+  id: str = ""
+  law: str = ""
+  notices: Sequence[str] = ()
+  text: Sequence[str] = ()
+  figures: Sequence[Picture] = ()
+  tables: Sequence[Table] = ()
+  facts: Sequence[tuple[str, str]] = ()
+
+
+class Section(NamedTuple):
+  """A section of the report, with an entry in its contents."""
+
+  title: str
+  id: str
+  parts: Sequence[Part]
+
+
+def number(value: float | None, digits: int = 4) -> str:
+  """A number with `digits` significant digits, as 0.3456 or 6.4×10¹³; an em dash where there is none."""
+  if value is None or not math.isfinite(value):
+    return "—" if value is None or math.isnan(value) else "∞" if value > 0 else "−∞"
+  if value == 0 or 1e-3 <= abs(value) < 1e5:
+    text = f"{value:.{digits}g}"
+    return (f"{value:.0f}" if "e" in text else text).replace("-", "−")
+  mantissa, exponent = f"{value:.{min(digits, 3) - 1}e}".split("e")
+  raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+  return f"{mantissa}×10{raised}".replace("-", "−")
+
+
+def percent(value: float | None, *, signed: bool = False) -> str:
+  """A percentage with one or two decimals, as −0.7 %."""
+  if value is None or not math.isfinite(value):
+    return "—"
+  return f"{value:{'+' if signed else ''}.{2 if abs(value) < 1 else 1}f} %".replace("-", "−")
+
+
+def interval(low: float | None, high: float | None, digits: int = 4) -> str:
+  """An interval as [0.31, 0.36]."""
+  if low is None or high is None or math.isnan(low) or math.isnan(high):
+    return "—"
+  return f"[{number(low, digits)}, {number(high, digits)}]"
+
+
+def symbol(name: str) -> Markup:
+  """A parameter's name as it is printed in papers: alpha_N becomes α with the index N."""
+  head, _, index = name.partition("_")
+  shown = escape(_GREEK.get(head, head))
+  return shown + Markup("<sub>") + escape(index) + Markup("</sub>") if index else shown
+
+
+def equation(text: str) -> Markup:
+  """An equation of `laws.FORMS` with raised exponents, indices and Greek letters."""
+
+  pieces = re.split(r"\^\(([^()]*)\)|\^(\w+)", text)  # plain, exponent in brackets or None, exponent or None, plain, …
+  shown = Markup("")
+  for k, piece in enumerate(pieces):
+    if piece is not None:
+      words = Markup("").join(symbol(word) for word in re.split(r"([A-Za-z]+(?:_[A-Za-z]+)?)", piece))
+      shown += words if k % 3 == 0 else Markup("<sup>") + words + Markup("</sup>")
+  return shown
+
+
+def parameter_table(form: Mapping[str, Any]) -> Table:
+  """The parameters of a form with intervals, and whether the points determine them."""
+  rows = []
+  for name, value in form["parameters"].items():
+    known = (form.get("intervals") or {}).get(name, {})
+    if known.get("identified") is False:
+      verdict = f"not identified: {known.get('why') or 'the interval is too wide'}"
+    else:
+      verdict = "yes" if known else "no interval"
+    rows.append(Row([symbol(name), number(value), interval(known.get("low"), known.get("high")), verdict]))
+  starts, objective = form.get("starts") or {}, form.get("objective") or {}
+  some = next(iter((form.get("intervals") or {}).values()), {})
+  second = starts.get("second_optimum")
+  note = f"{form['n_points']} points. Objective: {objective.get('name')}"
+  note += f" with δ = {objective['delta']:g}" if objective.get("name") == "huber" else ""
+  note += f", {number(objective.get('value'), 5)} at the optimum. "
+  if starts:
+    note += f"{starts['n']} starts, {100 * starts['share_at_best']:.0f} % of them at the best optimum"
+    note += "; there is a second local optimum." if second else "."
+  if some.get("method"):
+    note += f" Intervals: {some['method']}."
+  return Table("Parameters", ("parameter", "value", "95 % interval", "identified"), rows, ("parameter", "identified"), note)
+
+
+def ranking_table(result: Mapping[str, Any]) -> Table:
+  """The forms in the order of the ranking: inner error, AICc, and the held-out error that grades the choice."""
+  by_name = {form["form"]: form for form in result["forms"]}
+  rows = []
+  for place, name in enumerate(result["ranking"]):
+    form = by_name[name]
+    held = form.get("held_out") or {}
+    points = held.get("points") or []
+    first = points[0] if len(points) == 1 else {}
+    rows.append(Row(
+      [str(place + 1), name, equation(form["equation"]), str(len(form["parameters"])), percent(form.get("inner_mape")),
+       number(form.get("aicc")), percent(held.get("mape")), number(first.get("predicted")),
+       interval(first.get("low"), first.get("high"))],
+      "chosen" if place == 0 else "",
+    ))  # fmt: skip
+  header = ("rank", "form", "law", "parameters", "inner error", "AICc", "held-out error", "predicted", "95 % band")
+  note = (
+    "Inner error: the mean error in % on the runs of largest compute among the fitted ones, each left out in turn. It "
+    "chooses the law, AICc decides ties; the held-out run enters neither, so its error grades a choice made without it."
+  )
+  return Table("Forms by inner error", header, rows, ("form", "law"), note)
+
+
+def held_out_sentence(form: Mapping[str, Any], unit: str) -> str:
+  """What the law said of the held-out run and what was measured, in words."""
+  held = form.get("held_out") or {}
+  points = held.get("points") or []
+  if not points:
+    return "No run was held out, so the law is not tested on a larger run."
+  if len(points) > 1:
+    inside = sum(1 for p in points if p.get("low") is not None and p["low"] <= p["loss"] <= p["high"])
+    return (
+      f"On {len(points)} held-out points, up to {number(held.get('c_ratio'), 2)} times the largest fitted compute, its mean "
+      f"error is {percent(held.get('mape'))}; {inside} of them lie inside their own 95 % band."
+    )
+  point = points[0]
+  error = 100.0 * (point["predicted"] / point["loss"] - 1.0)
+  inside = point.get("low") is not None and point["low"] <= point["loss"] <= point["high"]
+  band = ""
+  if point.get("low") is not None:
+    band = f" (95 % band {number(point['low'])} to {number(point['high'])})"
+  return (
+    f"For the held-out run of {short(point['N'])} parameters and {short(point['D'])} tokens, {number(held.get('c_ratio'), 2)} "
+    f"times the compute of the largest fitted run, it predicted {number(point['predicted'])} {unit}{band}; measured: "
+    f"{number(point['loss'])}. Error: {percent(error, signed=True)}"
+    + (f", {'inside' if inside else 'outside'} the band." if band else ".")
+  )
+
+
+def cell_table(runs: Sequence[Run], failed: Mapping[str, str], *, dropped: Sequence[str]) -> Table:
+  """All cells, in the order of the sweep: sizes, results and state; failed and missing ones are marked."""
+  rows = []
+  for run in runs:
+    cell, measured = run.cell, run.evaluation
+    state = "failed" if cell.id in failed else run.state.get("state", "waiting")
+    done = state == "done"
+    loss = f"{measured['loss']:.4f} ± {measured.get('loss_se', math.nan):.4f}" if done and measured else "—"
+    role = "fit, dropped" if cell.id in dropped else cell.role.replace("_", " ")
+    mark = {"held_out": "held", "trunk": "trunk"}.get(cell.role, "dropped" if cell.id in dropped else "")
+    why = failed.get(cell.id) or run.state.get("error", "")
+    rows.append(Row(
+      [Markup("<code>{}</code>").format(cell.id), cell.family, short(cell.counts.n), short(cell.units), f"{cell.flops:.2e}",
+       f"{cell.config.optim.learning_rate:.3g}", str(cell.config.seed), loss,
+       f"{measured['bits_per_byte']:.3f}" if done and "bits_per_byte" in measured else "—",
+       clock(run.state["wall_s"]) if "wall_s" in run.state else "—",
+       Markup("<code>{}</code>").format(cell.trunk) if run.is_branch else "own", role,
+       f"{state}: {why}" if why and not done else state],
+      "failed" if state == "failed" else mark if done else "waiting",
+    ))  # fmt: skip
+  header = ("cell", "family", "N", "D", "C (FLOP)", "learning rate", "seed", "loss ± s.e.", "bits per byte", "time",
+            "trunk", "role", "state")  # fmt: skip
+  note = (
+    "N: non-embedding parameters; D: training tokens; C: training FLOP. Loss: nats per token on the held-out text at the "
+    "end of the run, with its standard error over batches. Trunk: the constant-rate run whose checkpoint a cooldown began "
+    "from; time is what the cell itself took, hours or minutes:seconds."
+  )
+  return Table("Cells of the sweep", header, rows, ("cell", "family", "trunk", "role", "state"), note)
+
+
+def corpus_sentence(runs: Sequence[Run]) -> str:
+  """On what text the runs were trained and tested, by the records that they left."""
+  infos = {run.record["data"]["fingerprint"]: run.record["data"] for run in runs if "fingerprint" in run.record.get("data", {})}
+  sentences = []
+  for info in infos.values():
+    removed = info.get("duplicates_removed") or {}
+    gone = f"{removed.get('documents', 0):,} documents and {removed.get('paragraphs', 0):,} paragraphs"
+    sentences.append(
+      f"the corpus {info['name']} (SHA-256 {info['fingerprint'][:12]}…): {info.get('train_documents', 0):,} training documents "
+      f"with {short(info.get('d_unique_total', math.nan))} unique tokens, tested on {info.get('heldout_tokens', 0):,} tokens of "
+      f"{info.get('heldout_documents', 0):,} documents never seen in training ({gone} removed there as duplicates of training text)"
+    )
+  return "; and ".join(sentences) or "a corpus that left no record"
