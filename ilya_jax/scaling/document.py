@@ -224,3 +224,30 @@ def corpus_sentence(runs: Sequence[Run]) -> str:
       f"{info.get('heldout_documents', 0):,} documents never seen in training ({gone} removed there as duplicates of training text)"
     )
   return "; and ".join(sentences) or "a corpus that left no record"
+
+
+def plain_symbol(name: str) -> str:
+  """A parameter's name in plain text with its Greek letter: alpha_N becomes α_N."""
+  head, underscore, index = name.partition("_")
+  return f"{_GREEK.get(head, head)}{underscore}{index}"
+
+
+def family_title(name: str) -> str:
+  """A family's name as a heading."""
+  return {"lstm": "LSTM"}.get(name, name[:1].upper() + name[1:])
+
+
+def cell_words(run: Run) -> str:
+  """A cell by its id and what makes it: family, N, D and seed."""
+  cell = run.cell
+  return f"{cell.id} ({cell.family}, N {short(cell.counts.n)}, D {short(cell.units)}, seed {cell.config.seed})"
+
+
+def optimal_table(form: Mapping[str, Any]) -> Table | None:
+  """Placeholder."""
+  return None
+
+
+def sensitivity_table(form: Mapping[str, Any]) -> Table | None:
+  """Placeholder."""
+  return None

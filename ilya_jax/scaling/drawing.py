@@ -27,7 +27,7 @@ LABELS = {
   "N": "Non-embedding parameters N",
   "D": "Training tokens D",
   "C": "Training compute C (FLOP)",
-  "ratio": "Tokens per parameter D/N",
+  "6ND": "Training compute 6ND (FLOP)",
 }
 HELD_OUT = "#D55E00"
 _WIDTH, _HEIGHT = 5.4, 4.2  # inches

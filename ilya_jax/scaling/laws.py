@@ -64,7 +64,7 @@ class Form(NamedTuple):
     """The printed names of the parameters, in the order of `theta`."""
     return tuple(parameter.name for parameter in self.parameters)
 
-  def index(self, name: str) -> int:
+  def column(self, name: str) -> int:
     """The column of `theta` that holds the parameter of this name."""
     return self.names.index(name)
 
@@ -77,7 +77,7 @@ class Form(NamedTuple):
     for k, parameter in enumerate(self.parameters):
       value = theta[..., k]
       if parameter.kind in ("coefficient", "scale"):
-        exponent = theta[..., self.index(parameter.exponent)]
+        exponent = theta[..., self.column(parameter.exponent)]
         shift = centre[parameter.variable]
         value = value + exponent * shift if parameter.kind == "coefficient" else shift + value / exponent
         value = np.exp(np.clip(value, -LARGEST_LOGARITHM, LARGEST_LOGARITHM))

@@ -50,51 +50,43 @@ def minimise(
   the promise is under 1e-9 of its value.
   """
   theta = np.clip(theta, low, high)
-  count = len(theta)
-  best = value(theta, np.arange(count))
-  damping = np.full(count, 1e-3)
-  converged = np.zeros(count, bool)
-  running = np.arange(count)
-  current: Derivatives | None = None
+  running = np.arange(len(theta))
+  best = value(theta, running)
+  damping = np.full(len(theta), 1e-3)
+  converged = np.zeros(len(theta), bool)
+  at = derivatives(theta, running)
   for _ in range(iterations):
+    step, promise, decrement = _step(theta[running], at, damping[running], low, high)
+    trial = theta[running] + step
+    reached = value(trial, running)
+    gained = best[running] - reached
+    lower = gained > 0
+    ratio = gained / np.maximum(promise, 1e-300)
+    size = best[running] + 1e-6
+    theta[running[lower]], best[running[lower]] = trial[lower], reached[lower]
+    damping[running] *= np.where(~lower, 8.0, np.where(ratio > 0.75, 0.1, np.where(ratio < 0.25, 4.0, 1.0)))
+    damping[running] = np.maximum(damping[running], 1e-14)
+    done = decrement <= tolerance * size
+    stalled = damping[running] > 1e10
+    converged[running[done | stalled & (decrement <= 1e-9 * size)]] = True
+    keep = ~(done | stalled)
+    running, lower = running[keep], lower[keep]
     if not len(running):
       break
-    if current is None:
-      current = derivatives(theta[running], running)
-    else:
-      moved = np.flatnonzero(fresh)
-      if len(moved):
-        update = derivatives(theta[running[moved]], running[moved])
-        current = Derivatives(*[_replace(old, moved, new) for old, new in zip(current, update, strict=True)])
-    step, promise, decrement = _step(theta[running], current, damping[running], low, high)
-    trial = theta[running] + step
-    trial_value = value(trial, running)
-    fresh = trial_value < best[running]
-    gained = best[running] - trial_value
-    ratio = gained / np.maximum(promise, 1e-300)
-    theta[running[fresh]] = trial[fresh]
-    scale = best[running] + 1e-6
-    best[running[fresh]] = trial_value[fresh]
-    damping[running] *= np.where(~fresh, 8.0, np.where(ratio > 0.75, 0.1, np.where(ratio < 0.25, 4.0, 1.0)))
-    damping[running] = np.maximum(damping[running], 1e-14)
-    done = decrement <= tolerance * scale
-    stalled = damping[running] > 1e10
-    converged[running[done | stalled & (decrement <= 1e-9 * scale)]] = True
-    keep = ~(done | stalled)
-    running, fresh = running[keep], fresh[keep]
-    current = Derivatives(*[part[keep] for part in current])
+    moved = derivatives(theta[running[lower]], running[lower])
+    at = Derivatives(*[_replaced(old[keep], lower, new) for old, new in zip(at, moved, strict=True)])
   return Minimum(theta, best, converged)
 
 
-def _replace(old: Array, rows: Array, new: Array) -> Array:
-  """`old` with its given rows replaced (a new array)."""
+def _replaced(old: Array, rows: Array, new: Array) -> Array:
+  """`old` with these rows (a mask) replaced, as a new array."""
   result = old.copy()
   result[rows] = new
   return result
 
 
 def _step(theta: Array, at: Derivatives, damping: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
-  """The damped step [S, P], cut where it leaves the box, and the reductions promised by it and by an undamped one [S]."""
+  """The damped step [S, P], cut at the box, and what it (with the Hessian) and an undamped one promise to gain [S]."""
   at_low, at_high = theta <= low, theta >= high
   free = ~(at_low & (at.gradient > 0) | at_high & (at.gradient < 0))
   for _ in range(theta.shape[1]):

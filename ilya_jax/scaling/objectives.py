@@ -25,7 +25,7 @@ from ilya_jax.scaling.newton import Derivatives
 Array = np.ndarray
 
 OBJECTIVES = ("huber", "lad", "lsq_log", "lsq")
-SMOOTHED_LAD = 1e-10  # delta at which Huber/delta stands for least absolute deviations: off by at most n * 5e-11
+SMOOTHED_LAD = 1e-11  # delta at which Huber/delta stands for least absolute deviations: off by at most n * 5e-12
 _STEP = 1e-6  # of the internal coordinates (near 1), for the curvature of the law itself
 
 

@@ -18,7 +18,7 @@ from ilya_jax.scaling.drawing import DASHES, LABELS, MARKERS, OKABE_ITO
 
 Array = np.ndarray
 
-_GREY = "#555555"
+_GREY, _PALE, _HELD_BAND = "#555555", "#b9b9b9", "#fbe3d6"
 _VARIED = {"N": "D", "D": "N"}
 
 
@@ -67,6 +67,11 @@ class Measured(NamedTuple):
     """The points that play this part."""
     keep = self.part == part
     return Measured(*[column[keep] for column in self[:6]], self.loss_unit)  # type: ignore[arg-type]
+
+  @property
+  def C_6ND(self) -> Array:
+    """The compute for which an allocation is optimal: 6 N D, [n]."""
+    return 6.0 * self.N * self.D
 
 
 def _points(axes: Axes, x: Array, measured: Measured, *, by: Array, colours: Sequence[str]) -> None:
@@ -145,21 +150,24 @@ def law_against(law: Law, measured: Measured, *, x: str) -> Figure:
   return figure
 
 
-def law_of_one(law: Law, measured: Measured) -> Figure:
-  """A law of one variable with its band, over all points."""
+def law_of_one(law: Law, measured: Measured, *, used: Array) -> Figure:
+  """A law of one variable with its band, the points `used` [n] that it was fitted to, and the others, pale."""
   (x,) = law.variables
   figure, (axes,) = drawing.new_figure()
   column = {"N": measured.N, "D": measured.D, "C": measured.C}[x]
-  other = "D" if x == "N" else "N"
-  centres, level = drawing.levels({"N": measured.N, "D": measured.D}[other])
-  colours = drawing.ordered_colours(len(centres))
   grid = np.geomspace(column.min() / 1.15, column.max() * 1.15, 80)
   handles = _law_line(axes, law, grid, {x: grid})
-  _points(axes, column, measured, by=level, colours=colours)
+  held = measured.part == "held_out"
+  rest = ~used & ~held
+  axes.plot(column[rest], measured.loss[rest], linestyle="", marker="s", markersize=4, color=_PALE, zorder=3)
+  axes.plot(column[used], measured.loss[used], linestyle="", marker="o", color=OKABE_ITO[0], zorder=5)
+  drawing.held_out(axes, column[held], measured.loss[held], measured.loss_se[held])
+  handles.append(drawing.handle("fitted", colour=OKABE_ITO[0], marker="o", dashes=""))
+  if rest.any():
+    handles.append(drawing.handle("other runs", colour=_PALE, marker="s", dashes="", size=4))
   drawing.scale_x(axes, column, LABELS[x])
   drawing.scale_loss(axes, measured.loss, measured.loss_unit)
-  handles += _level_handles(other, centres, colours)
-  drawing.legend(figure, [*handles, *_part_handles(measured)])
+  drawing.legend(figure, [*handles, *([drawing.held_out_handle()] if held.any() else [])])
   return figure
 
 
@@ -173,68 +181,77 @@ def _law_line(axes: Axes, law: Law, x: Array, at: Mapping[str, Array]) -> list[A
   return handles
 
 
-def _level_handles(name: str, centres: Array, colours: Sequence[str]) -> list[Any]:
-  return [
-    drawing.handle(f"{name} = {drawing.short(c)}", colour=colour, marker=MARKERS[k % len(MARKERS)], dashes="")
+def _by_size(measured: Measured) -> tuple[Array, list[str], list[Any]]:
+  """The level of N of each point, a colour for each level, and their handles (not for what the stars alone have)."""
+  centres, level = drawing.levels(measured.N)
+  colours = drawing.ordered_colours(len(centres))
+  handles = [
+    drawing.handle(f"N = {drawing.short(c)}", colour=colour, marker=MARKERS[k % len(MARKERS)], dashes="")
     for k, (c, colour) in enumerate(zip(centres, colours, strict=True))
+    if (measured.part[level == k] != "held_out").any()
   ]
+  return level, colours, handles
 
 
 def loss_against_compute(frontier: Frontier | None, measured: Measured, *, name: str) -> Figure:
-  """All points against compute, by size, with the lowest loss that the law allows at each compute."""
-  figure, (axes,) = drawing.new_figure()
-  centres, level = drawing.levels(measured.N)
-  colours = drawing.ordered_colours(len(centres))
-  _points(axes, measured.C, measured, by=level, colours=colours)
+  """All points by size against compute; with a frontier, that of `name`, against 6 N D, for which it is optimal."""
+  figure, (axes,) = drawing.new_figure(height=4.6)
+  compute = measured.C if frontier is None else measured.C_6ND
+  level, colours, sizes = _by_size(measured)
+  _points(axes, compute, measured, by=level, colours=colours)
   handles: list[Any] = []
-  values = [measured.loss]
+  values = measured.loss
   if frontier is not None:
-    axes.plot(frontier.C, frontier.loss[0], color="black", zorder=4)
+    near = (frontier.C > compute.min() / 1.5) & (frontier.C < compute.max() * 1.5)
+    at, (best, low, high) = frontier.C[near], frontier.loss[:, near]
+    axes.plot(at, best, color="black", zorder=4)
     handles.append(drawing.handle(f"optimum by {name}", colour="black"))
-    values.append(frontier.loss[0])
-    if np.isfinite(frontier.loss[1:]).all():
-      axes.fill_between(frontier.C, frontier.loss[1], frontier.loss[2], color="black", alpha=0.13, linewidth=0)
+    values = np.concatenate([values, best])
+    if np.isfinite(low).all():
+      axes.fill_between(at, low, high, color="black", alpha=0.13, linewidth=0)
       handles.append(Patch(color="black", alpha=0.18, linewidth=0, label="95 % band"))
-  drawing.scale_x(axes, measured.C, LABELS["C"])
-  drawing.scale_loss(axes, np.concatenate(values), measured.loss_unit)
-  drawing.legend(figure, [*handles, *_level_handles("N", centres, colours), *_part_handles(measured)])
+  drawing.scale_x(axes, compute, LABELS["C" if frontier is None else "6ND"])
+  drawing.scale_loss(axes, values, measured.loss_unit)
+  drawing.legend(figure, [*handles, *sizes, *_part_handles(measured)])
   return figure
 
 
 def residuals(law: Law, measured: Measured) -> Figure:
-  """Measured over predicted loss minus one in %, against N, D and C, one panel each."""
-  figure, panels = drawing.new_figure(rows=3, height=7.0)
-  columns = {"N": measured.N, "D": measured.D, "C": measured.C}
+  """Measured over predicted loss minus one in %, against N, D and C, a panel for each that the points have."""
+  columns = {x: column for x, column in zip("NDC", measured[:3], strict=True) if np.isfinite(column).all()}
+  figure, panels = drawing.new_figure(rows=len(columns), height=1.2 + 1.95 * len(columns))
   errors = 100.0 * (measured.loss / law.predict(**{v: columns[v] for v in law.variables}) - 1.0)
   with_error = measured._replace(loss=errors, loss_se=np.full_like(errors, np.nan))
-  centres, level = drawing.levels(measured.N)
-  colours = drawing.ordered_colours(len(centres))
-  for axes, x in zip(panels, columns, strict=True):
+  if "N" in columns:
+    level, colours, sizes = _by_size(measured)
+  else:
+    level, colours, sizes = np.zeros(len(errors), int), [OKABE_ITO[0]], []
+  for axes, (x, column) in zip(panels, columns.items(), strict=True):
     axes.axhline(0.0, color="black", linewidth=0.9, zorder=2)
-    _points(axes, columns[x], with_error, by=level, colours=colours)
-    drawing.scale_x(axes, columns[x], LABELS[x])
+    _points(axes, column, with_error, by=level, colours=colours)
+    drawing.scale_x(axes, column, LABELS[x])
     largest = max(np.abs(errors).max() * 1.18, 0.1)
     axes.set_ylim(-largest, largest)
     axes.set_ylabel("Residual (%)")
   zero = drawing.handle(f"the law ({law.name})", colour="black")
-  drawing.legend(figure, [zero, *_level_handles("N", centres, colours), *_part_handles(measured)])
+  drawing.legend(figure, [zero, *sizes, *_part_handles(measured)])
   return figure
 
 
 def allocation(frontier: Frontier, measured: Measured) -> Figure:
-  """Compute-optimal N*, D* and D*/N* against compute with their bands, over the runs that there are."""
-  figure, panels = drawing.new_figure(rows=3, height=7.0)
-  rows = (("N", frontier.N, measured.N, "Parameters N*"), ("D", frontier.D, measured.D, "Tokens D*"),
-          ("ratio", frontier.ratio, measured.D / measured.N, "Tokens per parameter"))  # fmt: skip
+  """Compute-optimal N*, D* and D*/N* against compute (6 N D) with their bands, over the runs that there are."""
+  figure, panels = drawing.new_figure(rows=3, height=7.05)
+  rows = ((frontier.N, measured.N, "Parameters N*"), (frontier.D, measured.D, "Tokens D*"),
+          (frontier.ratio, measured.D / measured.N, "Tokens per parameter D*/N*"))  # fmt: skip
   banded = bool(np.isfinite(frontier.N[1:]).all())
-  inside = (measured.C.min(), measured.C.max())
-  for axes, (_, best, points, label) in zip(panels, rows, strict=True):
-    axes.axvspan(*inside, color="#f1f1ec", linewidth=0, zorder=0)
-    axes.plot(measured.C, points, linestyle="", marker="o", markersize=3, color="#8c8c8c", zorder=3)
+  compute = measured.C_6ND
+  for axes, (best, points, label) in zip(panels, rows, strict=True):
+    axes.axvspan(compute.min(), compute.max(), color="#f1f1ec", linewidth=0, zorder=0)
+    axes.plot(compute, points, linestyle="", marker="o", markersize=3, color="#8c8c8c", zorder=3)
     axes.plot(frontier.C, best[0], color=OKABE_ITO[0], zorder=4)
     if banded:
       axes.fill_between(frontier.C, best[1], best[2], color=OKABE_ITO[0], alpha=0.18, linewidth=0, zorder=2)
-    drawing.scale_x(axes, frontier.C, LABELS["C"])
+    drawing.scale_x(axes, frontier.C, LABELS["6ND"])
     axes.set_yscale("log")
     axes.set_ylabel(label)
     shown = np.concatenate([points, best[0]])
@@ -254,7 +271,7 @@ def predictions_by_form(names: Sequence[str], predicted: Array, *, measured: flo
   figure, (axes,) = drawing.new_figure(height=1.5 + 0.42 * len(names))
   where = np.arange(len(names))[::-1]
   reach = 1.96 * measured_se if np.isfinite(measured_se) else 0.0
-  axes.axvspan(measured - reach, measured + reach, color=HELD_BAND, linewidth=0, zorder=1)
+  axes.axvspan(measured - reach, measured + reach, color=_HELD_BAND, linewidth=0, zorder=1)
   axes.axvline(measured, color=drawing.HELD_OUT, linewidth=1.4, linestyle=DASHES[1], zorder=3)
   with_band = np.isfinite(predicted[:, 1:]).all(-1)
   axes.hlines(where[with_band], predicted[with_band, 1], predicted[with_band, 2], color=OKABE_ITO[0], linewidth=2.2, zorder=4)
@@ -273,32 +290,30 @@ def predictions_by_form(names: Sequence[str], predicted: Array, *, measured: flo
   return figure
 
 
-HELD_BAND = "#fbe3d6"
-
-
-def families(parts: Mapping[str, tuple[Measured, Frontier | None]], *, x: str) -> Figure:
-  """Several families over each other against N or C: their points, and against C each one's best loss with its band."""
+def families(parts: Mapping[str, tuple[Measured, Law | None]], *, x: str) -> Figure:
+  """Several families over each other against N or C: their points, and each one's law of that variable with its band."""
   figure, (axes,) = drawing.new_figure()
   handles: list[Any] = []
-  xs, losses = [], []
-  for k, (family, (measured, frontier)) in enumerate(parts.items()):
-    colour, marker = OKABE_ITO[k % 6], MARKERS[k % len(MARKERS)]
-    column = {"N": measured.N, "C": measured.C}[x]
-    used = measured.part == "fit"
-    axes.plot(column[used], measured.loss[used], linestyle="", marker=marker, color=colour, alpha=0.75, zorder=4)
-    held = measured.part == "held_out"
-    axes.plot(column[held], measured.loss[held], linestyle="", marker=marker, color=colour, markersize=9, markeredgecolor="black", zorder=6)
-    handles.append(drawing.handle(family, colour=colour, marker=marker, dashes=DASHES[k % len(DASHES)]))
-    xs.append(column)
-    losses.append(measured.loss)
-    if x == "C" and frontier is not None:
-      axes.plot(frontier.C, frontier.loss[0], color=colour, linestyle=DASHES[k % len(DASHES)], zorder=5)
-      axes.fill_between(frontier.C, frontier.loss[1], frontier.loss[2], color=colour, alpha=0.14, linewidth=0, zorder=2)
-    elif x == "N":
-      sizes = np.unique(column[used])
-      longest = [measured.loss[used & (column == size)].min() for size in sizes]
-      axes.plot(sizes, longest, color=colour, linestyle=DASHES[k % len(DASHES)], zorder=5)
-  drawing.scale_x(axes, np.concatenate(xs), LABELS[x])
-  drawing.scale_loss(axes, np.concatenate(losses), next(iter(parts.values()))[0].loss_unit)
+  columns = {name: {"N": measured.N, "C": measured.C}[x] for name, (measured, _) in parts.items()}
+  for k, (family, (measured, law)) in enumerate(parts.items()):
+    colour, marker, column = OKABE_ITO[k % 6], MARKERS[k % len(MARKERS)], columns[family]
+    dashes = DASHES[k % len(DASHES)]
+    used, held = measured.part == "fit", measured.part == "held_out"
+    axes.plot(column[used], measured.loss[used], linestyle="", marker=marker, color=colour, alpha=0.8, zorder=4)
+    axes.plot(column[held], measured.loss[held], linestyle="", marker=marker, color=colour, markersize=9,
+              markeredgecolor="black", zorder=6)  # fmt: skip
+    handles.append(drawing.handle(family, colour=colour, marker=marker, dashes="" if law is None else dashes))
+    if law is not None:
+      grid = np.geomspace(column.min() / 1.1, column.max() * 1.1, 60)
+      axes.plot(grid, law.predict(**{x: grid}), color=colour, linestyle=dashes, zorder=5)
+      band = law.band(**{x: grid})
+      if band is not None:
+        axes.fill_between(grid, *band, color=colour, alpha=0.14, linewidth=0, zorder=2)
+  drawing.scale_x(axes, np.concatenate(list(columns.values())), LABELS[x])
+  first = next(iter(parts.values()))[0]
+  drawing.scale_loss(axes, np.concatenate([measured.loss for measured, _ in parts.values()]), first.loss_unit)
+  if any((measured.part == "held_out").any() for measured, _ in parts.values()):
+    handles.append(drawing.handle("held out", colour="white", marker="o", dashes="", size=8))
+    handles[-1].set_markeredgecolor("black")
   drawing.legend(figure, handles)
   return figure

@@ -3,8 +3,7 @@
 Huber's objective with delta 1e-3 is nearly a sum of absolute values, with many kinks and sometimes several minima
 close together. Half of the starts reach it along a path of shrinking deltas from 0.1, on which the objective is smooth
 and its valleys wide; a quarter joins the path late and a quarter starts at the last delta, and these find what the
-path misses. A last round perturbs the best. Least absolute deviations follow the same path down to delta 1e-10 and
-end with linear programs, which know no flat valleys (Osborne & Watson 1971, https://doi.org/10.1093/comjnl/14.2.184).
+path misses. A last round perturbs the best. Least absolute deviations follow the same path down to delta 1e-11.
 
 Axis letters: S starts, B refits, n rows, P parameters.
 """
@@ -12,7 +11,6 @@ Axis letters: S starts, B refits, n rows, P parameters.
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
 
 from ilya_jax.scaling import newton, starts
 from ilya_jax.scaling.laws import Form
@@ -52,6 +50,7 @@ def search(
 
   def descend(theta: Array, width: float) -> newton.Minimum:
     final = width == last
+    # The tolerance tightens along the path: at a small delta a start can hardly move along a curved valley.
     return newton.minimise(
       *task(width)[:2], theta=theta, low=low, high=high,
       iterations=300 if final else 40, tolerance=1e-14 if final else min(1e-6, 1e-3 * width**2),
@@ -65,13 +64,14 @@ def search(
       if len(joined):
         theta[joined] = descend(theta[joined], width).theta
   found = descend(theta, last)
-  if objective == "lad":
-    found = _finish_lad(form, points, weights, found, low, high)
-  ends = _look_around(
-    form, points, found, lambda t: descend(np.clip(t, low, high), last), rng, rounds=4 if robust else 1
-  )
-  if objective == "lad":
-    ends = _finish_lad(form, points, weights, ends, low, high)
+  ends = found
+  for _ in range(4 if robust else 1):
+    k = int(ends.value.argmin())
+    more = descend(np.clip(_perturbed(form, points, ends.theta[k], rng, count=32), low, high), last)
+    gained = more.value.min() < ends.value[k] * (1.0 - SAME_OPTIMUM) - _ROUNDING * len(points)
+    ends = newton.Minimum(*[np.concatenate(pair) for pair in zip(ends, more, strict=True)])
+    if not gained:
+      break
   return _summary(form, points, ends, found, unit=task(last).unit)
 
 
@@ -125,21 +125,8 @@ def _starting_points(form: Form, points: Points, task: Problem, rng: np.random.G
   return np.concatenate([chosen, np.clip(others, low, high)])[rng.permutation(count)]
 
 
-def _look_around(form, points, found, descend, rng, *, rounds):  # noqa: ANN001
-  """`found` with the optima reached from points about the best one, as long as a round lowers the best."""
-  ends = found
-  for _ in range(rounds):
-    k = int(ends.value.argmin())
-    more = descend(_perturbed(form, points, ends.theta[k], rng, count=32))
-    gained = more.value.min() < ends.value[k] * (1.0 - SAME_OPTIMUM) - _ROUNDING * len(points)
-    ends = newton.Minimum(*[np.concatenate(pair) for pair in zip(ends, more, strict=True)])
-    if not gained:
-      break
-  return ends
-
-
 def _perturbed(form: Form, points: Points, theta: Array, rng: np.random.Generator, *, count: int) -> Array:
-  """Points [count, P] about `theta`, spread as estimates would be if the noise were one to eight times the residuals."""
+  """Points [count, P] about `theta`, spread as estimates are when the noise is one to eight times the residuals."""
   log_loss, jacobian = form.log_loss(theta[None], points.logs)
   noise = np.abs(log_loss[0] - np.log(points.loss)).mean() + 1e-12
   gram = jacobian[0] @ jacobian[0].T
@@ -165,52 +152,3 @@ def _summary(
   k = others[int(ends.value[others].argmin())]
   share = float((np.abs(found.value / ends.value[k] - 1.0) < 1e-7).mean())
   return first, Ending(ends.theta[k], float(ends.value[k] * unit), share)
-
-
-def _finish_lad(
-  form: Form, points: Points, weights: Array, found: newton.Minimum, low: Array, high: Array
-) -> newton.Minimum:
-  """`found` with the best distinct optima taken to exact least absolute deviations; values by the exact sum."""
-  theta = found.theta.copy()
-  value = (weights * np.abs(form.log_loss(theta, points.logs)[0] - np.log(points.loss))).sum(-1)
-  converged = found.converged.copy()
-  near = np.flatnonzero(value <= value.min() * (1.0 + 1e-3))
-  for k in near[np.argsort(value[near])][:24]:
-    if not converged[k] or value[k] == value.min():
-      theta[k], value[k] = _linear_programs(form, points, weights, theta[k], low, high)
-      converged[k] = True
-  return newton.Minimum(theta, value, converged)
-
-
-def _linear_programs(
-  form: Form, points: Points, weights: Array, theta: Array, low: Array, high: Array
-) -> tuple[Array, float]:
-  """Least absolute deviations from `theta` [P]: minimises the linearised law in a trust region until nothing is gained."""
-  count, radius = len(points), 0.1
-  measured = np.log(points.loss)
-  log_loss, jacobian = (part[0] for part in form.log_loss(theta[None], points.logs))
-  value = float((weights * np.abs(log_loss - measured)).sum())
-  identity = np.eye(count)
-  cost = np.concatenate([np.zeros(len(theta)), weights])
-  exact = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-  for _ in range(40):
-    r = log_loss - measured
-    size = np.abs(r).mean() + 1e-12  # the program is solved in units of the residuals: its tolerances are absolute
-    rows = np.block([[jacobian.T, -identity], [-jacobian.T, -identity]])
-    box = np.stack([np.maximum(low - theta, -radius), np.minimum(high - theta, radius)], axis=-1) / size
-    limits = np.concatenate([box, np.tile([0.0, np.inf], (count, 1))])
-    answer = optimize.linprog(cost, A_ub=rows, b_ub=np.concatenate([-r, r]) / size, bounds=limits, options=exact)
-    if answer.status == 0:
-      answer.x, answer.fun = answer.x * size, answer.fun * size
-    if answer.status != 0 or value - answer.fun <= 1e-14 * (value + _ROUNDING):
-      break
-    trial = np.clip(theta + answer.x[: len(theta)], low, high)
-    trial_log_loss, trial_jacobian = (part[0] for part in form.log_loss(trial[None], points.logs))
-    trial_value = float((weights * np.abs(trial_log_loss - measured)).sum())
-    ratio = (value - trial_value) / (value - answer.fun)
-    radius *= 2.0 if ratio > 0.75 else 0.25 if ratio < 0.25 else 1.0
-    if trial_value < value:
-      theta, value, log_loss, jacobian = trial, trial_value, trial_log_loss, trial_jacobian
-    if radius < 1e-12:
-      break
-  return theta, value

@@ -8,38 +8,9 @@ from matplotlib.figure import Figure
 
 from ilya_jax.scaling import document, plots
 from ilya_jax.scaling.curves import Curve
-from ilya_jax.scaling.document import Part, Picture, Row, Section, Table, number, percent
+from ilya_jax.scaling.document import Part, Picture, Section, percent
 
 Draw = Callable[[str, Figure, str, str], Picture]  # (name of the file, figure, title, caption) -> what the report shows
-
-
-class Family(NamedTuple):
-  """What is known of one family of runs, or of the one table of a fit.
-
-  result: the content of its fit.json (no forms where nothing could be fitted). laws: form name -> law, in the order
-  of the ranking. frontier: the compute-optimal allocation by the first law that has one, named `frontier_of`.
-  curves: training curves. remarks: what is missing, and which rule dropped what.
-  """
-
-  name: str
-  measured: plots.Measured
-  result: Mapping[str, Any]
-  laws: Mapping[str, plots.Law]
-  frontier: plots.Frontier | None = None
-  frontier_of: str = ""
-  curves: Sequence[Curve] = ()
-  remarks: Sequence[str] = ()
-
-  @property
-  def best(self) -> Mapping[str, Any] | None:
-    """The record of the form that the ranking puts first."""
-    names = self.result.get("ranking") or []
-    return next((form for form in self.result["forms"] if names and form["form"] == names[0]), None)
-
-  @property
-  def has_held_out(self) -> bool:
-    """Whether points were set aside to grade the laws."""
-    return bool((self.measured.part == "held_out").any())
 
 
 def family_section(family: Family, *, draw: Draw) -> Section:
@@ -50,14 +21,10 @@ def family_section(family: Family, *, draw: Draw) -> Section:
   if best is not None:
     parts += [_chosen_part(family, best, draw), _test_part(family, draw), _errors_part(family, best, draw)]
     parts += [_other_part(family, form, draw) for form in family.result["forms"] if form is not best]
-    sensitivity = sensitivity_table(best)
+    sensitivity = document.sensitivity_table(best)
     if sensitivity is not None:
       parts.append(Part(f"What moves the {best['form']} fit", f"{name}-sensitivity", tables=[sensitivity]))
-  return Section(_title(name), name, [part for part in parts if part is not None])
-
-
-def _title(name: str) -> str:
-  return {"lstm": "LSTM"}.get(name, name[:1].upper() + name[1:])
+  return Section(document.family_title(name), name, [part for part in parts if part is not None])
 
 
 def _curves_part(family: Family, draw: Draw) -> Part:
@@ -158,7 +125,7 @@ def _errors_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
       f"The size N*, the tokens D* and their ratio that minimise the loss at each compute by {family.frontier_of}, with "
       "95 % bands. Dots are the runs, the shade their range: outside it the lines extrapolate.",
     ))  # fmt: skip
-    table = optimal_table(next(f for f in family.result["forms"] if f["form"] == family.frontier_of))
+    table = document.optimal_table(next(f for f in family.result["forms"] if f["form"] == family.frontier_of))
     tables = [table] if table is not None else []
   return Part("Residuals and allocation", f"{name}-residuals", figures=figures, tables=tables)
 
@@ -171,7 +138,7 @@ def _other_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
 
 def families_section(families: Sequence[Family], *, draw: Draw) -> Section:
   """Several families over each other."""
-  parts = {_title(family.name): (family.measured, family.frontier) for family in families}
+  parts = {document.family_title(family.name): (family.measured, family.frontier) for family in families}
   both = " and ".join(parts)
   figures = [
     draw("families_C", plots.families(parts, x="C"), "Families against compute",

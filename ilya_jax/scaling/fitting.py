@@ -1,0 +1,322 @@
+"""What `ilya-jax fit` and every sweep's report do: fit the forms to a table, rank, predict, and fill in fit.json.
+
+The order of things keeps the held-out rows honest: they are set aside first; the rule that drops short trainings, the
+fits, the ranking and the sensitivity see fitted rows alone; the held-out rows then grade what was chosen.
+"""
+
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ilya_jax import __version__
+from ilya_jax.errors import UserError
+from ilya_jax.scaling import optimal, uncertainty
+from ilya_jax.scaling.fit import Fit
+from ilya_jax.scaling.laws import FORMS
+from ilya_jax.scaling.rows import (
+  Options, cluster_labels, fit_rows, held_out_rows, inner_error, lacking, row_rule, rows_of_form, short_lengths,
+  variables_of,
+)  # fmt: skip
+from ilya_jax.scaling.table import Table, seed_spread
+
+Array = np.ndarray
+
+_JOINT = tuple(name for name, form in FORMS.items() if len(form.variables) == 2)
+
+
+class FittedLaw(NamedTuple):
+  """A law with its resamples, for figures: `predict` and `band` take arrays [k] of its variables."""
+
+  fit: Fit
+  draws: uncertainty.Draws | None
+
+  @property
+  def name(self) -> str:
+    """The form's name."""
+    return self.fit.form
+
+  @property
+  def equation(self) -> str:
+    """The form's equation."""
+    return FORMS[self.fit.form].equation
+
+  @property
+  def variables(self) -> tuple[str, ...]:
+    """Which of N, D, C it takes."""
+    return FORMS[self.fit.form].variables
+
+  def predict(self, **variables: Array) -> Array:
+    """The loss [k]."""
+    return self.fit.predict(**{v: variables[v] for v in self.variables})
+
+  def band(self, **variables: Array) -> tuple[Array, Array] | None:
+    """The 95 % interval of the law, [k] and [k]; None without resamples."""
+    if self.draws is None:
+      return None
+    return uncertainty.law_band(self.fit.form, self.draws, self.fit.points.centre, **variables)
+
+  def run_interval(self, **variables: float) -> tuple[float, float] | None:
+    """The 95 % interval of a new run's loss; None without resamples."""
+    if self.draws is None:
+      return None
+    return uncertainty.prediction_band(self.fit.form, self.draws, self.fit.points.centre, **variables)
+
+
+class FittedTable(NamedTuple):
+  """result: the content of fit.json. laws: form -> law. part [n]: "fit", "held_out" or "dropped" for each row."""
+
+  result: dict[str, Any]
+  laws: dict[str, FittedLaw]
+  part: Array
+
+
+def fit_table(table: Table, options: Options) -> FittedTable:
+  """Fits the forms that `options` names to `table`. Raises UserError where a named one cannot be fitted."""
+  held = held_out_rows(table, options)
+  clusters = cluster_labels(table, options.cluster)
+  spread = seed_spread(table.take(~held, why=""))
+  kept, dropping = ~held, None
+  if options.drop_shortest:
+    kept, dropping = short_lengths(table, ~held, spread=spread, options=options)
+  auto = options.form == "auto"
+  laws: dict[str, FittedLaw] = {}
+  records: dict[str, dict[str, Any]] = {}
+  skipped = {}
+  for name in FORMS if auto else [name.strip() for name in options.form.split(",")]:
+    rows = rows_of_form(table, kept, name) if auto else kept
+    if auto and (reason := lacking(table, rows, name)) is not None:
+      skipped[name] = reason
+      continue
+    law = fit_rows(table, rows, name=name, options=options)
+    draws = None
+    if options.bootstrap:
+      draws = uncertainty.resample(law, clusters=clusters[rows], count=options.bootstrap, seed=options.seed)
+    laws[name] = FittedLaw(law, draws)
+    records[name] = _record(laws[name], table, rows=rows, held=held, clusters=clusters, options=options)
+  if not laws:
+    raise UserError(f"a table of which no law can be fitted: {next(iter(skipped.values()))}", "more rows", "TABLE")
+
+  def order(name: str) -> tuple[bool, float, float]:
+    inner, aicc = records[name]["inner_mape"], records[name]["aicc"]
+    return name not in _JOINT, np.inf if inner is None else inner, aicc
+
+  ranking = sorted(records, key=order)
+  for name in ranking:
+    if name in _JOINT or len(laws) == 1:
+      records[name]["sensitivity"] = sensitivity(
+        table, kept, held, name=name, options=options, shortened=bool(dropping and dropping["dropped_lengths"])
+      )
+  result = {
+    "forms": [records[name] for name in ranking],
+    "ranking": ranking,
+    "not_fitted": skipped,
+    "checklist": checklist(table, options, kept=kept, held=held, clusters=clusters, spread=spread, records=records),
+    "data": _data(table, dropping=dropping, spread=spread, kept=kept, held=held),
+    "command": options.command,
+    "versions": {"ilya_jax": __version__, **{name: metadata.version(name) for name in ("numpy", "scipy")}},
+  }
+  return FittedTable(_plain(result), laws, np.where(held, "held_out", np.where(kept, "fit", "dropped")))
+
+
+def _record(
+  law: FittedLaw, table: Table, *, rows: Array, held: Array, clusters: Array, options: Options
+) -> dict[str, Any]:
+  """A form's element of `forms`."""
+  fit, name = law.fit, law.name
+  inner, used = inner_error(table, rows, name=name, clusters=clusters, options=options)
+  intervals = {} if law.draws is None else uncertainty.parameter_intervals(fit, law.draws)
+  for parameter in fit.at_bound if law.draws is None else ():
+    why = "at a bound of the search"
+    intervals[parameter] = {
+      "method": "none", "level": None, "low": None, "high": None, "identified": False, "why": why,
+    }  # fmt: skip
+  return {
+    "form": name,
+    "equation": law.equation,
+    "source": FORMS[name].source,
+    "objective": {"name": fit.objective, "delta": fit.delta if fit.objective == "huber" else None, "value": fit.value},
+    "n_points": int(rows.sum()),
+    "n_clusters": len(np.unique(clusters[rows])),
+    "rows": row_rule(name, options),
+    "parameters": fit.parameters,
+    "intervals": intervals,
+    "starts": {
+      "n": fit.starts,
+      "share_at_best": fit.share_at_best,
+      "second_optimum": None if fit.second_optimum is None else fit.second_optimum._asdict(),
+    },
+    "redrawn": 0 if law.draws is None else law.draws.redrawn,
+    "aicc": fit.aicc,
+    "inner_mape": inner,
+    "inner_clusters": used,
+    "mean_abs_residual": float(100 * np.abs(fit.residuals).mean()),
+    "held_out": _held_out(law, table, rows=rows, held=held),
+    "optimal": _optimal(law, table, options),
+    "predictions": [_prediction(law, at) for at in options.predict],
+    "sensitivity": [],
+  }
+
+
+def _prediction(law: FittedLaw, at: Mapping[str, float]) -> dict[str, Any]:
+  """The loss that the law predicts for a new run, with its interval."""
+  values = dict(at)
+  if "C" in law.variables and "C" not in at and {"N", "D"} <= set(at):
+    values["C"] = optimal.FLOP_PER_PARAMETER_AND_TOKEN * at["N"] * at["D"]
+  missing = [v for v in law.variables if v not in values]
+  if missing:
+    expected = f"values of {', '.join(law.variables)}"
+    raise UserError(f"--predict without {', '.join(missing)} for {law.name}", expected, "--predict")
+  band = law.run_interval(**{v: values[v] for v in law.variables})
+  predicted = float(law.predict(**{v: np.asarray(values[v]) for v in law.variables}))
+  return {**at, "predicted": predicted, "loss": predicted, "low": band and band[0], "high": band and band[1]}
+
+
+def _held_out(law: FittedLaw, table: Table, *, rows: Array, held: Array) -> dict[str, Any]:
+  if not held.any():
+    return {"n": 0, "mape": None, "c_ratio": None, "points": []}
+  points = []
+  for k in np.flatnonzero(held):
+    at = {v: float(column[k]) for v in ("N", "D", "C") if (column := table.quantity(v)) is not None}
+    points.append({**_prediction(law, at), "loss": float(table.loss[k])})
+  errors = [abs(point["predicted"] / point["loss"] - 1) for point in points]
+  ratio = None if table.C is None else float(table.C[held].max() / table.C[rows].max())
+  return {"n": len(points), "mape": float(100 * np.mean(errors)), "c_ratio": ratio, "points": points}
+
+
+def _optimal(law: FittedLaw, table: Table, options: Options) -> dict[str, Any] | None:
+  """Exponents a and b, and the optimum at each target compute (at the table's largest if there is none)."""
+  found = optimal.exponents(law.name, law.fit.parameters)
+  if found is None:
+    return None
+  targets = list(options.target_compute) or ([] if table.C is None else [float(table.C.max())])
+  drawn = None if law.draws is None else optimal.exponents(law.name, law.draws.parameters)
+  record: dict[str, Any] = {}
+  for k, name in enumerate(("a", "b")):
+    low, high = (None, None) if drawn is None else uncertainty.interval(np.asarray(drawn[k]))
+    record[name] = {"value": float(found[k]), "low": low, "high": high}
+  record["targets"] = [_target(law, compute) for compute in targets]
+  return record
+
+
+def _target(law: FittedLaw, compute: float) -> dict[str, Any]:
+  """N, D, loss and tokens_per_parameter at one compute, with their intervals, and N* by minimisation."""
+  record: dict[str, Any] = {"C": compute}
+  for name, (value, low, high) in frontier(law, np.array([compute])).items():
+    record |= {name: float(value[0]), f"{name}_low": float(low[0]), f"{name}_high": float(high[0])}
+  try:
+    record["numeric_N"] = optimal.minimise(law.name, law.fit.parameters, compute=compute).N
+  except ValueError:
+    record["numeric_N"] = None
+  return record
+
+
+def frontier(law: FittedLaw, compute: Array) -> dict[str, Array]:
+  """N, D, loss and tokens_per_parameter of the optimum at compute [k] FLOP, each [3, k] as value, low, high.
+
+  low and high are nan without resamples. Raises ValueError for a law of one variable.
+  """
+  best = optimal.allocate(law.name, law.fit.parameters, compute=compute)
+  if best is None:
+    raise ValueError(f"{law.name} has no optimum at C = 6 N D")
+  values = {"N": best.N, "D": best.D, "loss": best.loss, "tokens_per_parameter": best.D / best.N}
+  if law.draws is None:
+    return {name: np.stack([value, *[np.full_like(value, np.nan)] * 2]) for name, value in values.items()}
+  columns = {name: drawn[:, None] for name, drawn in law.draws.parameters.items()}
+  drawn = optimal.allocate(law.name, columns, compute=compute[None])
+  assert drawn is not None
+  log_n, log_d = np.log(drawn.N) - law.fit.points.centre["N"], np.log(drawn.D) - law.fit.points.centre["D"]  # [S, k]
+  of = FORMS[law.name].log_loss
+  losses = [of(theta[None], {"N": log_n[s], "D": log_d[s]})[0][0] for s, theta in enumerate(law.draws.theta)]
+  samples = {"N": drawn.N, "D": drawn.D, "loss": np.exp(losses), "tokens_per_parameter": drawn.D / drawn.N}
+  return {name: np.stack([values[name], *np.quantile(samples[name], [0.025, 0.975], axis=0)]) for name in values}
+
+
+def sensitivity(
+  table: Table, kept: Array, held: Array, *, name: str, options: Options, shortened: bool
+) -> list[dict[str, Any]]:
+  """The law refitted under other choices: parameters, and the held-out error in % (predicted / measured - 1, mean)."""
+  variants: list[tuple[str, Table, Array, Options]] = [("as fitted", table, kept, options)]
+  if shortened:
+    variants.append(("no length dropped", table, ~held, options))
+  if options.objective == "huber":
+    for factor in (0.1, 10.0):
+      delta = options.delta * factor
+      variants.append((f"delta {delta:g}", table, kept, options._replace(delta=delta)))
+  variants.append(("least squares of logs", table, kept, options._replace(objective="lsq_log")))
+  if "N_total" in table.labels and table.N is not None:
+    variants.append(("N_total for N", table._replace(N=table.labels["N_total"].astype(float)), kept, options))
+  size = table.C if table.C is not None else table.D
+  if size is not None:
+    variants.append(("largest fitted point left out", table, kept & (size < size[kept].max()), options))
+  records = []
+  for what, data, rows, changed in variants:
+    if lacking(data, rows, name) is None:
+      law = fit_rows(data, rows, name=name, options=changed, count=min(options.starts, 24))
+      predicted = law.predict(**variables_of(data, held, name)) / data.loss[held] - 1 if held.any() else None
+      error = None if predicted is None else float(100 * predicted.mean())
+      records.append({"what": what, "n_points": int(rows.sum()), "parameters": law.parameters, "held_out_error": error})
+  return records
+
+
+def _data(table: Table, *, dropping: Any, spread: float | None, kept: Array, held: Array) -> dict[str, Any]:
+  first = table.sources[0] if table.sources else {"path": "", "sha256": ""}
+  return {
+    "path": first["path"],
+    "sha256": first["sha256"],
+    "sources": table.sources,
+    "columns": table.columns,
+    "units": table.units,
+    "derived": table.derived,
+    "dropped": table.dropped,
+    "rule": dropping,
+    "seed_spread": spread,
+    "n_fitted": int(kept.sum()),
+    "n_held_out": int(held.sum()),
+  }
+
+
+def checklist(
+  table: Table, options: Options, *, kept: Array, held: Array, clusters: Array, spread: float | None,
+  records: Mapping[str, Any],
+) -> dict[str, str]:  # fmt: skip
+  """The questions of Li et al. 2025 ("(Mis)Fitting", arXiv 2502.18969) that a table can answer, with its answers."""
+  final, rates = table.labels.get("final"), table.labels.get("lr")
+  methods = [each["method"] for record in records.values() for each in record["intervals"].values()]
+  ends = (
+    f"{int((final[kept] == '1').sum())} of {int(kept.sum())} at the end of their schedule" if final is not None else ""
+  )
+  chosen = f"{len(np.unique(rates[kept]))} rates, see the notes of the sweep" if rates is not None else ""
+  objective = f"sum of Huber({options.delta:g}) of log residuals" if options.objective == "huber" else options.objective
+  seeds = "no cells that differ in their seed alone" if spread is None else f"{100 * spread:.2f} % of the loss"
+  tested = f"{int(held.sum())} held-out rows; they never enter the choice" if held.any() else "no held-out rows"
+  left_out = [f"{d['rows']}: {d['why']}" for d in table.dropped if d["why"]]
+  counted = f"{table.derived} derived by C = 6 N D; the others as in the table" if table.derived else "as in the table"
+  if "N_total" in table.labels:
+    counted = "N without embeddings, biases and norms; C by exact count of matrix products with attention and head"
+  return {
+    "What form is fitted?": "; ".join(f"{name}: {record['equation']}" for name, record in records.items()),
+    "How are N, D and C counted?": counted,
+    "How many points and runs are fitted?": f"{int(kept.sum())} points of {len(np.unique(clusters[kept]))} clusters",
+    "Final or intermediate checkpoints?": ends or "not known",
+    "How was the learning rate chosen?": chosen or "not in the table",
+    "Which points were left out, and why?": "; ".join(left_out) or "none",
+    "What is minimised?": objective,
+    "How are rows weighted?": "all equally",
+    "Which optimiser, from how many starts?": f"damped Newton from {options.starts} (grid of exponents, and random)",
+    "How are intervals made?": f"{methods[0]}, {options.bootstrap} resamples" if methods else "none made",
+    "What is the noise between seeds?": seeds,
+    "Is the law tested on runs it did not see?": tested,
+  }
+
+
+def _plain(value: Any) -> Any:
+  """JSON values: NumPy numbers made plain, what is not finite made null."""
+  if isinstance(value, Mapping):
+    return {str(k): _plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(v) for v in value]
+  if isinstance(value, np.generic):
+    value = value.item()
+  return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,124 @@
+"""The sections of a report about the sweep as a whole: summary, cells, how the runs were made, checklist."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ilya_jax.config import fields
+from ilya_jax.scaling import document
+from ilya_jax.scaling.curves import Run
+from ilya_jax.scaling.document import Part, Row, Section, Table, interval, number, percent
+from ilya_jax.scaling.drawing import short
+from ilya_jax.scaling.sections import Family
+from ilya_jax.scaling.sweep import Sweep
+from ilya_jax.train.metrics import clock
+
+
+def headline_table(families: Sequence[Family]) -> Table:
+  """Per family the chosen law, its exponents, and the held-out loss, predicted and measured."""
+  rows = []
+  for family in families:
+    best = family.best
+    if best is None:
+      rows.append(Row([document.family_title(family.name), "none could be fitted", *["—"] * 5]))
+      continue
+    powers = [
+      f"{document.plain_symbol(name)} = {number(best['parameters'][name], 3)} "
+      f"{interval((best['intervals'].get(name) or {}).get('low'), (best['intervals'].get(name) or {}).get('high'), 3)}"
+      for name in best["parameters"] if name.startswith(("alpha", "beta"))
+    ]  # fmt: skip
+    held = best.get("held_out") or {}
+    points = held.get("points") or []
+    point = points[0] if len(points) == 1 else {}
+    error = 100 * (point["predicted"] / point["loss"] - 1) if point else held.get("mape")
+    rows.append(Row([
+      document.family_title(family.name), best["form"], ", ".join(powers), number(point.get("predicted")),
+      interval(point.get("low"), point.get("high")), number(point.get("loss")), percent(error, signed=bool(point)),
+    ]))  # fmt: skip
+  header = ("family", "law", "exponents with 95 % intervals", "predicted", "95 % band", "measured", "error")
+  return Table("Held-out loss, predicted and measured", header, rows, ("family", "law", "exponents with 95 % intervals"))
+
+
+def summary_section(runs: Sequence[Run], families: Sequence[Family]) -> Section:
+  """One paragraph in words and the headline numbers."""
+  done = [run for run in runs if run.state.get("state") == "done"]
+  finished = [run for run in done if run.cell.role != "trunk"]
+  described = []
+  for family in families:
+    mine = [run.cell for run in finished if run.cell.family == family.name]
+    if mine:
+      sizes, lengths = sorted({cell.counts.n for cell in mine}), sorted({cell.units for cell in mine})
+      described.append(
+        f"{len(mine)} of {document.family_title(family.name)} ({_span(sizes)} non-embedding parameters, {_span(lengths)} tokens)"
+      )
+  flops = sum(run.own_steps * run.cell.counts.units_per_step * run.cell.counts.flops_per_unit for run in done)
+  seconds = sum(run.state.get("wall_s", 0.0) for run in done)
+  hardware = " and ".join(dict.fromkeys(run.record["hardware"] for run in done if "hardware" in run.record)) or "unknown hardware"
+  trunks = len(done) - len(finished)
+  branched = f", cooldown branches of {trunks} constant-rate trunks among them," if trunks else ""
+  text = (
+    f"{len(finished)} language models were trained{branched} — {'; '.join(described)} — on {document.corpus_sentence(done)}. "
+    f"That took {flops:.2g} training FLOP and {clock(seconds)} of computing, summed over the workers, on {hardware}."
+  )
+  said = []
+  for family in families:
+    best = family.best
+    if best is not None:
+      sentence = document.held_out_sentence(best, family.measured.loss_unit)
+      said.append(f"{document.family_title(family.name)}: by inner error the law is {best['form']}. {sentence}")
+    else:
+      said.append(f"{document.family_title(family.name)}: {' '.join(family.remarks) or 'no law could be fitted.'}")
+  return Section("Summary", "summary", [Part(text=[text, *said], tables=[headline_table(families)])])
+
+
+def _span(values: Sequence[float]) -> str:
+  return short(values[0]) if len(values) == 1 else f"{short(values[0])} to {short(values[-1])}"
+
+
+def cells_section(runs: Sequence[Run], failed: Mapping[str, str], *, dropped: Sequence[str]) -> Section:
+  """The table of cells."""
+  return Section("Cells", "cells", [Part(tables=[document.cell_table(runs, failed, dropped=dropped)])])
+
+
+def making_section(sweep: Sweep, runs: Sequence[Run], families: Sequence[Family]) -> Section:
+  """How the runs were made: the notes of the sweep (its learning-rate rule), what all cells of a family share, versions."""
+  facts = [(name[:1].upper() + name[1:], text) for name, text in sweep.notes.items()]
+  for family in families:
+    mine = [run.cell for run in runs if run.cell.family == family.name]
+    configs = [dict(fields(cell.config)) for cell in mine]
+    shared = {name: value for name, value in configs[0].items() if all(config.get(name) == value for config in configs)}
+    wanted = ("model.name", "model.form", "model.n_layers", "model.n_heads", "data.context", "data.tokenizer", "batch_size",
+              "optim.name", "optim.clip_norm", "schedule.cooldown_fraction", "schedule.warmup_steps", "dtype", "eval.tokens")  # fmt: skip
+    kept = [f"{name} {shared[name]}" for name in wanted if name in shared]
+    facts.append((f"{document.family_title(family.name)}: the same in all cells", ", ".join(kept)))
+    specs = ", ".join(dict.fromkeys(cell.spec for cell in mine))
+    facts.append((f"{document.family_title(family.name)}: config", specs))
+  record = next((run.record for run in runs if run.record), {})
+  if record:
+    facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())))
+    facts.append(("Git commit", record.get("git_commit") or "not recorded"))
+  return Section("How the runs were made", "making", [Part(facts=facts)])
+
+
+def checklist_section(families: Sequence[Family]) -> Section:
+  """The checklist of Li et al. 2025 for papers on scaling laws, answered from fit.json."""
+  parts = []
+  for family in families:
+    facts = list(_flat(family.result.get("checklist") or {}))
+    title = document.family_title(family.name) if len(families) > 1 else ""
+    parts.append(Part(title, f"checklist-{family.name}" if title else "", facts=facts))
+  lead = Part(text=["What a reader needs in order to repeat or to doubt the fit, after Li et al. 2025."])
+  return Section("Checklist", "checklist", [lead, *parts])
+
+
+def _flat(value: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+  """The entries of a nested mapping as (name, text), lists joined by commas."""
+  entries = []
+  for name, item in value.items():
+    label = f"{above}: {name}" if above else str(name)
+    if isinstance(item, Mapping):
+      entries += _flat(item, label)
+    elif isinstance(item, (list, tuple)):
+      entries.append((label, ", ".join(str(part) for part in item) or "none"))
+    else:
+      entries.append((label, number(item) if isinstance(item, float) else str(item)))
+  return [(name.replace("_", " "), text) for name, text in entries]

@@ -1,0 +1,167 @@
+"""Which rows of a table enter a fit: held out, dropped for being too short, belonging to a law; and the fit itself."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ilya_jax.errors import UserError
+from ilya_jax.scaling.fit import Fit, fit_law, get_form, why_not_identifiable
+from ilya_jax.scaling.laws import FORMS
+from ilya_jax.scaling.table import Table
+
+Array = np.ndarray
+
+LEFT_OUT = 3  # clusters of largest compute that are left out in turn for the inner error
+_FEWEST_LENGTHS = 3  # training lengths that the dropping rule leaves
+
+
+class Options(NamedTuple):
+  """Options of a fit, as on the command line.
+
+  hold_out: "none", "largest-compute", a number of rows or clusters, or a boolean array of the held-out rows. predict:
+  dicts of N, D (C). drop_shortest: apply the rule of `short_lengths`. Unset names stand for the defaults of `fit --help`.
+  """
+
+  form: str = "auto"
+  objective: str = "huber"
+  delta: float = 1e-3
+  hold_out: Any = "none"
+  cluster: str = ""
+  bootstrap: int = 1000
+  seed: int = 0
+  starts: int = 64
+  predict: Sequence[Mapping[str, float]] = ()
+  target_compute: Sequence[float] = ()
+  drop_shortest: bool = False
+  command: str = ""
+
+
+def held_out_rows(table: Table, options: Options) -> Array:
+  """[n] true for the rows that grade the fits: those of largest compute, or as `options.hold_out` says."""
+  wanted = options.hold_out
+  if isinstance(wanted, np.ndarray):
+    return wanted
+  if wanted == "none":
+    return np.zeros(table.count, bool)
+  text = str(wanted)
+  if (text != "largest-compute" and not (text.isdigit() and int(text) >= 1)) or table.C is None:
+    got = f"--hold-out {wanted}" + ("" if table.C is not None else " for a table without compute")
+    raise UserError(got, "none, largest-compute, or a number of rows (clusters)", "--hold-out")
+  count = 1 if text == "largest-compute" else int(text)
+  labels = cluster_labels(table, options.cluster)
+  largest = {label: float(table.C[labels == label].max()) for label in np.unique(labels)}
+  if count >= len(largest):
+    raise UserError(f"--hold-out {wanted} of {len(largest)} clusters", "rows left to fit", "--hold-out")
+  chosen = sorted(largest, key=lambda label: largest[label])[-count:]
+  return np.isin(labels, chosen)
+
+
+def cluster_labels(table: Table, cluster: str) -> Array:
+  """[n] the resampling unit of each row: the named column, else trunk, else cell, else each row for itself."""
+  if cluster and cluster not in table.labels:
+    raise UserError(f"--cluster {cluster}", f"one of {', '.join(table.labels)}", "--cluster")
+  for name in filter(None, (cluster, "trunk", "cell")):
+    if name in table.labels:
+      return table.labels[name]
+  return np.arange(table.count).astype(str)
+
+
+def fit_rows(table: Table, rows: Array, *, name: str, options: Options, count: int | None = None) -> Fit:
+  """The fit of the form `name` to the rows where `rows` [n] holds; `count` starts instead of the options'."""
+  columns = variables_of(table, rows, name)
+  return fit_law(
+    name, table.loss[rows], **columns, objective=options.objective, delta=options.delta,
+    start_count=count or options.starts, seed=options.seed,
+  )  # fmt: skip
+
+
+def variables_of(table: Table, rows: Array, name: str) -> dict[str, Array]:
+  """The variables of a form at the rows. Raises UserError where the table lacks one."""
+  columns = {}
+  for v in get_form(name).variables:
+    column = table.quantity(v)
+    if column is None:
+      raise UserError(f"no column {v} for {name}", f"a table with {v}", f"--columns '{v}=…'")
+    columns[v] = column[rows]
+  return columns
+
+
+def lacking(table: Table, rows: Array, name: str) -> str | None:
+  """Why the rows cannot determine the law; None where they can."""
+  if any(table.quantity(v) is None for v in FORMS[name].variables):
+    return f"no column {' or '.join(FORMS[name].variables)}"
+  reason = why_not_identifiable(FORMS[name], table.loss[rows], variables_of(table, rows, name))
+  return None if reason is None else f"{reason[0]} ({reason[1]})"
+
+
+def short_lengths(table: Table, rows: Array, *, spread: float | None, options: Options) -> tuple[Array, dict[str, Any]]:
+  """The rows left by the rule: drop the shortest training while its mean |residual| is over twice the seed spread.
+
+  Residuals are of the Chinchilla form (Kaplan's 1.5 where the rows are too few for it), refitted after each drop; three
+  lengths are left at least. Held-out rows play no part. Returns (rows, what was dropped and why).
+  """
+  rule = "drop the shortest length while its mean |residual| exceeds twice the spread between seeds"
+  record: dict[str, Any] = {"rule": rule, "seed_spread": spread, "dropped_lengths": [], "lengths": []}
+  if spread is None or table.D is None:
+    record["why"] = "no cells that differ in their seed alone"
+    return rows, record
+  while True:
+    name = next((n for n in ("chinchilla", "kaplan_nd") if lacking(table, rows, n) is None), None)
+    lengths = np.unique(table.D[rows])
+    if name is None or len(lengths) <= _FEWEST_LENGTHS:
+      return rows, record
+    residuals = np.abs(fit_rows(table, rows, name=name, options=options).residuals)
+    shortest = table.D[rows] == lengths[0]
+    error, others = float(residuals[shortest].mean()), float(residuals[~shortest].mean())
+    record["lengths"].append({"D": float(lengths[0]), "mean_abs_residual": error, "others": others, "form": name})
+    if error <= 2 * spread:
+      return rows, record
+    record["dropped_lengths"].append(float(lengths[0]))
+    rows = rows & (table.D != lengths[0])
+
+
+def rows_of_form(table: Table, rows: Array, name: str) -> Array:
+  """The rows to which a law of one variable applies: those that the other one binds least.
+
+  L(N): the longest training of each size; L(D): the largest size at each length; L(C): the rows that no row with less
+  compute beats. A law of N and D takes all.
+  """
+  variables = FORMS[name].variables
+  N, D, C = table.N, table.D, table.C
+  if len(variables) == 2 or N is None or D is None or C is None:
+    return rows
+  keep = np.zeros(table.count, bool)
+  for k in np.flatnonzero(rows):
+    if variables == ("N",):
+      keep[k] = D[k] == D[rows & (N == N[k])].max()
+    elif variables == ("D",):
+      keep[k] = N[k] == N[rows & (D == D[k])].max()
+    else:
+      keep[k] = table.loss[k] <= table.loss[rows & (C <= C[k])].min()
+  return keep
+
+
+def row_rule(name: str, options: Options) -> str:
+  """`rows_of_form` in words."""
+  variables = FORMS[name].variables
+  if options.form != "auto" or len(variables) == 2:
+    return "all"
+  rules = {
+    "N": "longest training of each size", "D": "largest size at each length", "C": "lowest loss so far by compute",
+  }  # fmt: skip
+  return rules[variables[0]]
+
+
+def inner_error(table: Table, rows: Array, *, name: str, clusters: Array, options: Options) -> tuple[float | None, int]:
+  """(mean absolute error in %, clusters) of predicting the largest-compute clusters among `rows`, left out in turn."""
+  size = next(column for column in (table.C, table.N, table.D) if column is not None)
+  labels = sorted(np.unique(clusters[rows]), key=lambda label: -float(size[rows & (clusters == label)].max()))
+  errors: list[Array] = []
+  for label in labels:
+    out = rows & (clusters == label)
+    if len(errors) == LEFT_OUT or lacking(table, rows & ~out, name) is not None:
+      continue
+    law = fit_rows(table, rows & ~out, name=name, options=options, count=min(options.starts, 24))
+    errors.append(np.abs(law.predict(**variables_of(table, out, name)) / table.loss[out] - 1))
+  return (float(100 * np.concatenate(errors).mean()) if errors else None), len(errors)

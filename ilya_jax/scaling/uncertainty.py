@@ -1,0 +1,121 @@
+"""Intervals of a fitted law by resampling: clusters of rows (runs that share a trunk), or their residuals where few.
+
+With more than 16 clusters whole clusters are drawn with replacement (case bootstrap). With fewer, such resamples often
+lack the sizes that a law needs, and intervals are too short; then every row keeps its place and each cluster's
+residuals are multiplied by one weight of Webb's six-point distribution (wild cluster bootstrap: Cameron, Gelbach,
+Miller 2008; Webb 2014), after a correction sqrt(n / (n - P)) for the residuals' having been fitted.
+
+Axis letters: S resamples, n rows, P parameters.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ilya_jax.scaling import newton, objectives, starts
+from ilya_jax.scaling.fit import Fit
+from ilya_jax.scaling.laws import FORMS
+
+Array = np.ndarray
+
+FEW_CLUSTERS = 16
+LEVEL = 0.95
+_WEBB = np.sqrt(np.array([0.5, 1.0, 1.5]))
+_TOO_WIDE = 10.0  # an interval of a positive parameter that spans this factor does not identify it
+
+
+class Draws(NamedTuple):
+  """Resampled fits: printed parameter name -> [S]; theta [S, P]; noise [S], a new run's log residual in each; method;
+  redrawn: case resamples without enough distinct values, drawn again."""
+
+  parameters: dict[str, Array]
+  theta: Array
+  noise: Array
+  method: str
+  redrawn: int
+
+
+def resample(fit: Fit, *, clusters: Sequence[Any], count: int, seed: int = 0) -> Draws:
+  """`count` refits of `fit` from its optimum; `clusters` [n] names the resampling unit of each row."""
+  form, points = FORMS[fit.form], fit.points
+  rng = np.random.default_rng(seed)
+  which = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)[1]
+  groups, rows, parameters = int(which.max()) + 1, len(points), len(form.parameters)
+  inflated = fit.residuals * np.sqrt(rows / max(rows - parameters, 1))
+  redrawn = 0
+  if groups > FEW_CLUSTERS:
+    method = "cluster bootstrap, percentile" if groups < rows else "case bootstrap, percentile"
+    weights, redrawn = _case_weights(fit, which, rng, count=count)
+    targets = None
+  else:
+    method = "wild cluster bootstrap (Webb weights), percentile"
+    signs = rng.choice([-1.0, 1.0], (count, groups)) * rng.choice(_WEBB, (count, groups))
+    weights = np.ones((1, rows))
+    targets = np.log(points.loss) - fit.residuals + signs[:, which] * inflated
+  delta = objectives.SMOOTHED_LAD if fit.objective == "lad" else fit.delta
+  made = objectives.problem(form, points, weights=weights, targets=targets, objective=fit.objective, delta=delta)
+  low, high = starts.bounds(form, points)
+  found = newton.minimise(made.value, made.derivatives, theta=np.tile(fit.theta, (count, 1)), low=low, high=high)
+  noise = rng.choice(inflated, count) * rng.choice([-1.0, 1.0], count)
+  return Draws(form.decode(found.theta, points.centre), found.theta, noise, method, redrawn)
+
+
+def _case_weights(fit: Fit, which: Array, rng: np.random.Generator, *, count: int) -> tuple[Array, int]:
+  """[S, n] how often each row is drawn, and how many resamples had to be drawn again."""
+  groups = int(which.max()) + 1
+  need = {v: min(3, len(np.unique(np.round(x, 9)))) for v, x in fit.points.logs.items()}
+  weights, redrawn = np.empty((count, len(which))), 0
+  for k in range(count):
+    while True:
+      drawn = np.bincount(rng.integers(groups, size=groups), minlength=groups)[which]
+      used = drawn > 0
+      if all(len(np.unique(np.round(x[used], 9))) >= need[v] for v, x in fit.points.logs.items()):
+        break
+      redrawn += 1
+    weights[k] = drawn
+  return weights, redrawn
+
+
+def interval(values: Array, *, level: float = LEVEL) -> tuple[float, float]:
+  """The central percentile interval of draws [S]."""
+  low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+  return float(low), float(high)
+
+
+def parameter_intervals(fit: Fit, draws: Draws) -> dict[str, dict[str, Any]]:
+  """Per parameter: method, level, low, high, identified, why (in words, "" where it is identified).
+
+  Not identified: the interval spans a factor of ten or more, or the parameter or a tenth of its draws lies at a bound
+  of the search.
+  """
+  low, high = starts.bounds(FORMS[fit.form], fit.points)
+  intervals = {}
+  for k, (name, values) in enumerate(draws.parameters.items()):
+    at_bound = float(((draws.theta[:, k] <= low[k]) | (draws.theta[:, k] >= high[k])).mean())
+    bottom, top = interval(values)
+    why = ""
+    if name in fit.at_bound or at_bound > 0.1:
+      why = "at a bound of the search"
+    elif not (np.isfinite(top) and bottom > 0 and top / bottom < _TOO_WIDE):
+      why = "the interval spans a factor of 10 or more"
+    intervals[name] = {
+      "method": draws.method, "level": LEVEL, "low": bottom, "high": top, "identified": not why, "why": why,
+    }  # fmt: skip
+  return intervals
+
+
+def law_band(form: str, draws: Draws, centre: Mapping[str, float], /, **variables: Array) -> tuple[Array, Array]:
+  """The interval of the law itself, [k] and [k], at arrays [k] of its variables."""
+  logs = {v: np.log(np.asarray(variables[v], np.float64)) - centre[v] for v in FORMS[form].variables}
+  losses = FORMS[form].log_loss(draws.theta, logs)[0]  # [S, k]
+  low, high = np.exp(np.quantile(losses, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0))
+  return low, high
+
+
+def prediction_band(form: str, draws: Draws, centre: Mapping[str, float], /, **variables: float) -> tuple[float, float]:
+  """The interval of a new run's loss: the law's draws, each with a residual of the fit as the run's own noise."""
+  logs = {v: np.log(np.asarray([variables[v]], np.float64)) - centre[v] for v in FORMS[form].variables}
+  losses = FORMS[form].log_loss(draws.theta, logs)[0][:, 0] + draws.noise
+  low, high = interval(np.exp(losses))
+  return low, high
