@@ -126,7 +126,9 @@ def parameter_table(form: Mapping[str, Any]) -> Table:
   note += f", {number(objective.get('value'), 5)} at the optimum. "
   if starts:
     note += f"{starts['n']} starts, {100 * starts['share_at_best']:.0f} % of them at the best optimum"
-    note += "; there is a second local optimum." if second else "."
+    if second and objective.get("value"):
+      note += f"; the next local optimum is {percent(100 * (second['value'] / objective['value'] - 1))} higher"
+    note += "."
   if some.get("method"):
     note += f" Intervals: {some['method']}."
   return Table("Parameters", ("parameter", "value", "95 % interval", "identified"), rows, ("parameter", "identified"), note)
@@ -149,8 +151,9 @@ def ranking_table(result: Mapping[str, Any]) -> Table:
     ))  # fmt: skip
   header = ("rank", "form", "law", "parameters", "inner error", "AICc", "held-out error", "predicted", "95 % band")
   note = (
-    "Inner error: the mean error in % on the runs of largest compute among the fitted ones, each left out in turn. It "
-    "chooses the law, AICc decides ties; the held-out run enters neither, so its error grades a choice made without it."
+    "Inner error: the mean error in % on the fitted runs or trunks of largest compute, each left out in turn. It orders the "
+    "laws, AICc decides ties; the held-out run enters neither, so its error grades a choice made without it. Laws of one "
+    "variable describe some of the runs (AICc does not compare across) and come after those of N and D."
   )
   return Table("Forms by inner error", header, rows, ("form", "law"), note)
 
@@ -181,16 +184,19 @@ def held_out_sentence(form: Mapping[str, Any], unit: str) -> str:
   )
 
 
-def cell_table(runs: Sequence[Run], failed: Mapping[str, str], *, dropped: Sequence[str]) -> Table:
-  """All cells, in the order of the sweep: sizes, results and state; failed and missing ones are marked."""
+def cell_table(runs: Sequence[Run], failed: Mapping[str, str], *, roles: Mapping[str, str]) -> Table:
+  """All cells, in the order of the sweep: sizes, results and state; failed and missing ones are marked.
+
+  roles: id -> the part that a cell played in the fits, where it is not the one it was meant for.
+  """
   rows = []
   for run in runs:
     cell, measured = run.cell, run.evaluation
     state = "failed" if cell.id in failed else run.state.get("state", "waiting")
     done = state == "done"
     loss = f"{measured['loss']:.4f} ± {measured.get('loss_se', math.nan):.4f}" if done and measured else "—"
-    role = "fit, dropped" if cell.id in dropped else cell.role.replace("_", " ")
-    mark = {"held_out": "held", "trunk": "trunk"}.get(cell.role, "dropped" if cell.id in dropped else "")
+    role = roles.get(cell.id, cell.role.replace("_", " "))
+    mark = {"held out": "held", "trunk": "trunk", "dropped": "dropped"}.get(role, "")
     why = failed.get(cell.id) or run.state.get("error", "")
     rows.append(Row(
       [Markup("<code>{}</code>").format(cell.id), cell.family, short(cell.counts.n), short(cell.units), f"{cell.flops:.2e}",
@@ -243,11 +249,42 @@ def cell_words(run: Run) -> str:
   return f"{cell.id} ({cell.family}, N {short(cell.counts.n)}, D {short(cell.units)}, seed {cell.config.seed})"
 
 
+def variables(form: Mapping[str, Any]) -> str:
+  """Which of N, D and C a form takes, by its equation: "N", "ND", "C"."""
+  return "".join(re.findall(r"[NDC]", form["equation"].partition("=")[0]))
+
+
 def optimal_table(form: Mapping[str, Any]) -> Table | None:
-  """Placeholder."""
-  return None
+  """N*, D*, L* and tokens per parameter at the target computes, with intervals; None for a form without an optimum."""
+  best = form.get("optimal")
+  if best is None:
+    return None
+  rows = []
+  for target in best["targets"]:
+    cells = [number(target["C"], 3)]
+    for name in ("N", "D", "loss", "tokens_per_parameter"):
+      cells += [number(target[name], 3), interval(target.get(f"{name}_low"), target.get(f"{name}_high"), 3)]
+    rows.append(Row(cells))
+  header = ("C = 6ND (FLOP)", "N*", "95 %", "D* (tokens)", "95 %", "L*", "95 %", "D*/N*", "95 %")
+  powers = [
+    f"{quantity} ∝ C^{name} with {name} = {number(best[name]['value'], 3)} {interval(best[name]['low'], best[name]['high'], 3)}"
+    for quantity, name in (("N*", "a"), ("D*", "b"))
+  ]
+  note = f"{'; '.join(powers)}. What lies far beyond the runs is extrapolation: the bands leave out that the form may be wrong."
+  return Table(f"Compute-optimal allocation by {form['form']}", header, rows, (), note)
 
 
 def sensitivity_table(form: Mapping[str, Any]) -> Table | None:
-  """Placeholder."""
-  return None
+  """The form refitted under other choices; None where none was tried."""
+  variants = form.get("sensitivity") or []
+  if not variants:
+    return None
+  names = list(form["parameters"])
+  rows = [
+    Row([v["what"], str(v["n_points"]), *(number(v["parameters"][name], 3) for name in names), percent(v["held_out_error"], signed=True)],
+        "chosen" if k == 0 else "")
+    for k, v in enumerate(variants)
+  ]  # fmt: skip
+  note = "The same form after one change at a time. A number that jumps depends on a choice, not on the runs."
+  header = ("change", "points", *map(symbol, names), "held-out error")
+  return Table("Sensitivity to the choices of the fit", header, rows, ("change",), note)

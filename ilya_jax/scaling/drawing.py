@@ -1,8 +1,8 @@
 """The look of the figures: canvas, colours, markers, axes with readable ticks, legends.
 
-Nothing global is touched (no pyplot). Ordered quantities (sizes, lengths) take colours from viridis, whose lightness is ordered too, and a marker each; unordered ones
-(families, forms) take the colours of Okabe & Ito 2008, https://jfly.uni-koeln.de/color/, and a line style each: the
-figures stay readable for the colour-blind and in grey.
+Nothing global is touched (no pyplot). Ordered quantities (sizes, lengths) take colours from viridis, whose lightness is
+ordered too, and a marker each; unordered ones (families, forms) take the colours of Okabe & Ito 2008,
+https://jfly.uni-koeln.de/color/, and a line style each: the figures stay readable for the colour-blind and in grey.
 """
 
 import io

@@ -63,7 +63,8 @@ def sweep_family(sweep: Sweep, runs: Sequence[Run], *, family: str, sweep_dir: P
   """
   unknown = set(sweep.fit) - set(Options._fields)
   if unknown:
-    raise UserError(f"fit option {sorted(unknown)[0]!r} of {sweep.name}", f"among {', '.join(Options._fields)}", "`fit` of the sweep file")  # fmt: skip
+    known = ", ".join(Options._fields)
+    raise UserError(f"fit option {sorted(unknown)[0]!r} of {sweep.name}", f"one of {known}", "`fit` of the sweep file")
   mine = [run for run in runs if run.cell.family == family]
   unit = loss_unit(mine)
   drawn = curves.curves(mine)

@@ -16,10 +16,18 @@ from ilya_jax.scaling import optimal, uncertainty
 from ilya_jax.scaling.fit import Fit
 from ilya_jax.scaling.laws import FORMS
 from ilya_jax.scaling.rows import (
-  Options, cluster_labels, fit_rows, held_out_rows, inner_error, lacking, row_rule, rows_of_form, short_lengths,
+  Options,
+  fit_rows,
+  held_out_rows,
+  inner_error,
+  lacking,
+  row_rule,
+  rows_of_form,
+  seed_spread,
+  short_lengths,
   variables_of,
-)  # fmt: skip
-from ilya_jax.scaling.table import Table, seed_spread
+)
+from ilya_jax.scaling.table import Table
 
 Array = np.ndarray
 
@@ -75,8 +83,8 @@ class FittedTable(NamedTuple):
 def fit_table(table: Table, options: Options) -> FittedTable:
   """Fits the forms that `options` names to `table`. Raises UserError where a named one cannot be fitted."""
   held = held_out_rows(table, options)
-  clusters = cluster_labels(table, options.cluster)
-  spread = seed_spread(table.take(~held, why=""))
+  clusters = table.cluster
+  spread = seed_spread(table.take(~held))
   kept, dropping = ~held, None
   if options.drop_shortest:
     kept, dropping = short_lengths(table, ~held, spread=spread, options=options)
@@ -178,10 +186,11 @@ def _held_out(law: FittedLaw, table: Table, *, rows: Array, held: Array) -> dict
     return {"n": 0, "mape": None, "c_ratio": None, "points": []}
   points = []
   for k in np.flatnonzero(held):
-    at = {v: float(column[k]) for v in ("N", "D", "C") if (column := table.quantity(v)) is not None}
-    points.append({**_prediction(law, at), "loss": float(table.loss[k])})
+    at = {v: float(column[k]) for v in ("N", "D", "C") if (column := table.values.get(v)) is not None}
+    points.append({**_prediction(law, at), "loss": float(table.values["loss"][k])})
   errors = [abs(point["predicted"] / point["loss"] - 1) for point in points]
-  ratio = None if table.C is None else float(table.C[held].max() / table.C[rows].max())
+  C = table.values.get("C")
+  ratio = None if C is None else float(C[held].max() / C[rows].max())
   return {"n": len(points), "mape": float(100 * np.mean(errors)), "c_ratio": ratio, "points": points}
 
 
@@ -190,7 +199,7 @@ def _optimal(law: FittedLaw, table: Table, options: Options) -> dict[str, Any] |
   found = optimal.exponents(law.name, law.fit.parameters)
   if found is None:
     return None
-  targets = list(options.target_compute) or ([] if table.C is None else [float(table.C.max())])
+  targets = list(options.target_compute) or ([float(table.values["C"].max())] if "C" in table.values else [])
   drawn = None if law.draws is None else optimal.exponents(law.name, law.draws.parameters)
   record: dict[str, Any] = {}
   for k, name in enumerate(("a", "b")):
@@ -245,31 +254,25 @@ def sensitivity(
       delta = options.delta * factor
       variants.append((f"delta {delta:g}", table, kept, options._replace(delta=delta)))
   variants.append(("least squares of logs", table, kept, options._replace(objective="lsq_log")))
-  if "N_total" in table.labels and table.N is not None:
-    variants.append(("N_total for N", table._replace(N=table.labels["N_total"].astype(float)), kept, options))
-  size = table.C if table.C is not None else table.D
+  if "N_total" in table.columns and "N" in table.values:
+    counted = {**table.values, "N": table.columns["N_total"].astype(float)}
+    variants.append(("N_total for N", table._replace(values=counted), kept, options))
+  size = table.values.get("C", table.values.get("D"))
   if size is not None:
     variants.append(("largest fitted point left out", table, kept & (size < size[kept].max()), options))
   records = []
   for what, data, rows, changed in variants:
     if lacking(data, rows, name) is None:
       law = fit_rows(data, rows, name=name, options=changed, count=min(options.starts, 24))
-      predicted = law.predict(**variables_of(data, held, name)) / data.loss[held] - 1 if held.any() else None
+      predicted = law.predict(**variables_of(data, held, name)) / data.values["loss"][held] - 1 if held.any() else None
       error = None if predicted is None else float(100 * predicted.mean())
       records.append({"what": what, "n_points": int(rows.sum()), "parameters": law.parameters, "held_out_error": error})
   return records
 
 
 def _data(table: Table, *, dropping: Any, spread: float | None, kept: Array, held: Array) -> dict[str, Any]:
-  first = table.sources[0] if table.sources else {"path": "", "sha256": ""}
   return {
-    "path": first["path"],
-    "sha256": first["sha256"],
-    "sources": table.sources,
-    "columns": table.columns,
-    "units": table.units,
-    "derived": table.derived,
-    "dropped": table.dropped,
+    **table.record,
     "rule": dropping,
     "seed_spread": spread,
     "n_fitted": int(kept.sum()),
@@ -282,7 +285,7 @@ def checklist(
   records: Mapping[str, Any],
 ) -> dict[str, str]:  # fmt: skip
   """The questions of Li et al. 2025 ("(Mis)Fitting", arXiv 2502.18969) that a table can answer, with its answers."""
-  final, rates = table.labels.get("final"), table.labels.get("lr")
+  final, rates = table.columns.get("final"), table.columns.get("lr")
   methods = [each["method"] for record in records.values() for each in record["intervals"].values()]
   ends = (
     f"{int((final[kept] == '1').sum())} of {int(kept.sum())} at the end of their schedule" if final is not None else ""
@@ -291,9 +294,11 @@ def checklist(
   objective = f"sum of Huber({options.delta:g}) of log residuals" if options.objective == "huber" else options.objective
   seeds = "no cells that differ in their seed alone" if spread is None else f"{100 * spread:.2f} % of the loss"
   tested = f"{int(held.sum())} held-out rows; they never enter the choice" if held.any() else "no held-out rows"
-  left_out = [f"{d['rows']}: {d['why']}" for d in table.dropped if d["why"]]
-  counted = f"{table.derived} derived by C = 6 N D; the others as in the table" if table.derived else "as in the table"
-  if "N_total" in table.labels:
+  reasons = [each["reason"] for each in table.record["dropped"]]
+  left_out = [f"{reasons.count(reason)}: {reason}" for reason in dict.fromkeys(reasons)]
+  derived = table.record.get("derived")
+  counted = f"derived by C = 6 N D: {derived}; the others as in the table" if derived else "as in the table"
+  if "N_total" in table.columns:
     counted = "N without embeddings, biases and norms; C by exact count of matrix products with attention and head"
   return {
     "What form is fitted?": "; ".join(f"{name}: {record['equation']}" for name, record in records.items()),

@@ -6,9 +6,9 @@ from typing import Any
 from ilya_jax.config import fields
 from ilya_jax.scaling import document
 from ilya_jax.scaling.curves import Run
-from ilya_jax.scaling.document import Part, Row, Section, Table, interval, number, percent
+from ilya_jax.scaling.document import Part, Row, Section, Table, interval, number, percent, plain_symbol
 from ilya_jax.scaling.drawing import short
-from ilya_jax.scaling.sections import Family
+from ilya_jax.scaling.families import Family
 from ilya_jax.scaling.sweep import Sweep
 from ilya_jax.train.metrics import clock
 
@@ -22,7 +22,7 @@ def headline_table(families: Sequence[Family]) -> Table:
       rows.append(Row([document.family_title(family.name), "none could be fitted", *["—"] * 5]))
       continue
     powers = [
-      f"{document.plain_symbol(name)} = {number(best['parameters'][name], 3)} "
+      f"{plain_symbol(name)} = {number(best['parameters'][name], 3)} "
       f"{interval((best['intervals'].get(name) or {}).get('low'), (best['intervals'].get(name) or {}).get('high'), 3)}"
       for name in best["parameters"] if name.startswith(("alpha", "beta"))
     ]  # fmt: skip
@@ -74,9 +74,11 @@ def _span(values: Sequence[float]) -> str:
   return short(values[0]) if len(values) == 1 else f"{short(values[0])} to {short(values[-1])}"
 
 
-def cells_section(runs: Sequence[Run], failed: Mapping[str, str], *, dropped: Sequence[str]) -> Section:
+def cells_section(runs: Sequence[Run], failed: Mapping[str, str], *, families: Sequence[Family]) -> Section:
   """The table of cells."""
-  return Section("Cells", "cells", [Part(tables=[document.cell_table(runs, failed, dropped=dropped)])])
+  roles = {cell: "dropped" for family in families for cell in family.dropped}
+  roles |= {cell: "held out" for family in families for cell in family.held_out}
+  return Section("Cells", "cells", [Part(tables=[document.cell_table(runs, failed, roles=roles)])])
 
 
 def making_section(sweep: Sweep, runs: Sequence[Run], families: Sequence[Family]) -> Section:
@@ -122,3 +124,20 @@ def _flat(value: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
     else:
       entries.append((label, number(item) if isinstance(item, float) else str(item)))
   return [(name.replace("_", " "), text) for name, text in entries]
+
+
+def table_sections(family: Family) -> list[Section]:
+  """Summary and data of the fit of a table."""
+  best = family.best
+  text = []
+  if best is not None:
+    text.append(f"By inner error the law is {best['form']}. {document.held_out_sentence(best, family.measured.loss_unit)}")
+  data = family.result["data"]
+  facts = [(str(source["path"]), f"{source['rows']} rows, SHA-256 {source['sha256']}") for source in data["sources"]]
+  columns = ", ".join(f"{q} from {column!r}, 1 unit = {data['units'][q]:g}" for q, column in data["columns"].items())
+  facts.append(("Columns", columns + (f"; {data['derived']} by C = 6 N D" if data["derived"] else "")))
+  facts += [("Left out", f"{entry['rows']} rows: {entry['why']}") for entry in data["dropped"] if entry["why"]]
+  facts.append(("Command", family.result["command"] or "not recorded"))
+  facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in family.result["versions"].items())))
+  summary = Section("Summary", "summary", [Part(text=text, tables=[headline_table([family])]), Part("Data", "data", facts=facts)])
+  return [summary]

@@ -14,8 +14,11 @@ from matplotlib.figure import Figure
 from ilya_jax.scaling import curves, document, drawing, overview, printed, sections
 from ilya_jax.scaling.curves import Run
 from ilya_jax.scaling.document import Picture, Section
-from ilya_jax.scaling.sections import Draw, Family
+from ilya_jax.scaling.families import Family, sweep_family, table_family
+from ilya_jax.scaling.fitting import FittedTable
+from ilya_jax.scaling.sections import Draw
 from ilya_jax.scaling.sweep import Sweep
+from ilya_jax.scaling.table import Table
 
 _PIXELS_PER_INCH = 100  # of the sizes told to the browser; it scales the drawing to the column
 
@@ -29,7 +32,7 @@ def report_sweep(sweep: Sweep, sweep_dir: Path, *, failed: Mapping[str, str], pa
   """
   runs = curves.read_runs(sweep, sweep_dir)
   names = list(dict.fromkeys(cell.family for cell in sweep.cells))
-  families = [fit_family(sweep, sweep_dir, runs, family=name) for name in names]
+  families = [sweep_family(sweep, runs, family=name, sweep_dir=sweep_dir) for name in names]
   final = sweep_dir / "report"
   building = _fresh_folder(final)
   draw = _drawer(building / "figures", formats=("svg", "png"))
@@ -52,10 +55,10 @@ def sweep_sections(
   """All sections of a sweep's report in their order."""
   made = [overview.summary_section(runs, families)]
   made += [sections.family_section(family, draw=draw) for family in families]
-  if len(families) > 1:
-    made.append(sections.families_section(families, draw=draw))
-  dropped = [cell for family in families for cell in family.dropped]
-  made.append(overview.cells_section(runs, failed, dropped=dropped))
+  shown = [family for family in families if len(family.measured.loss)]
+  if len(shown) > 1:
+    made.append(sections.families_section(shown, draw=draw))
+  made.append(overview.cells_section(runs, failed, families=families))
   made.append(overview.making_section(sweep, runs, families))
   made.append(overview.checklist_section(families))
   return made
@@ -83,18 +86,19 @@ def _notices(sweep: Sweep, runs: Sequence[Run], *, failed: Mapping[str, str], pa
   return texts
 
 
-def report_fit(result: Mapping[str, Any], table: Any, out: Path, *, formats: Sequence[str]) -> None:
+def report_fit(fitted: FittedTable, table: Table, out: Path, *, formats: Sequence[str]) -> None:
   """Writes the fit of a table to the folder `out`: fit.json, report.html and figures/, whichever `formats` names.
 
-  result: the content of fit.json. table: the rows that it was fitted to. formats: of html, json, svg, png. Other files
-  of the folder stay. Prints the laws with their exponents, and the held-out prediction where rows were held out.
+  table: the rows that were fitted, held out and dropped. formats: of html, json, svg, png. Other files of the folder
+  stay. Prints the laws with their exponents, and the held-out prediction where rows were held out.
   """
-  family = fitted_table(result, table)
+  unit = "nats per token" if "bits_per_byte" in table.labels else "as in the table"
+  family = table_family(fitted, table, name="fit", unit=unit)
   building = _fresh_folder(out / "report")
   draw = _drawer(building / "figures", formats=formats)
-  made = fit_sections(family, draw=draw)
+  made = [*overview.table_sections(family), sections.family_section(family, draw=draw), overview.checklist_section([family])]
   if "json" in formats:
-    _write_json(building / "fit.json", result)
+    _write_json(building / "fit.json", fitted.result)
   if "html" in formats:
     page = render(made, title="Scaling-law fit", subtitle=_subtitle([family]), notices=[])
     (building / "report.html").write_text(page, encoding="utf-8")

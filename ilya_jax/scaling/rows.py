@@ -27,7 +27,6 @@ class Options(NamedTuple):
   objective: str = "huber"
   delta: float = 1e-3
   hold_out: Any = "none"
-  cluster: str = ""
   bootstrap: int = 1000
   seed: int = 0
   starts: int = 64
@@ -45,33 +44,23 @@ def held_out_rows(table: Table, options: Options) -> Array:
   if wanted == "none":
     return np.zeros(table.count, bool)
   text = str(wanted)
-  if (text != "largest-compute" and not (text.isdigit() and int(text) >= 1)) or table.C is None:
-    got = f"--hold-out {wanted}" + ("" if table.C is not None else " for a table without compute")
+  if (text != "largest-compute" and not (text.isdigit() and int(text) >= 1)) or "C" not in table.values:
+    got = f"--hold-out {wanted}" + ("" if "C" in table.values else " for a table without compute")
     raise UserError(got, "none, largest-compute, or a number of rows (clusters)", "--hold-out")
   count = 1 if text == "largest-compute" else int(text)
-  labels = cluster_labels(table, options.cluster)
-  largest = {label: float(table.C[labels == label].max()) for label in np.unique(labels)}
+  labels = table.cluster
+  largest = {label: float(table.values["C"][labels == label].max()) for label in np.unique(labels)}
   if count >= len(largest):
     raise UserError(f"--hold-out {wanted} of {len(largest)} clusters", "rows left to fit", "--hold-out")
   chosen = sorted(largest, key=lambda label: largest[label])[-count:]
   return np.isin(labels, chosen)
 
 
-def cluster_labels(table: Table, cluster: str) -> Array:
-  """[n] the resampling unit of each row: the named column, else trunk, else cell, else each row for itself."""
-  if cluster and cluster not in table.labels:
-    raise UserError(f"--cluster {cluster}", f"one of {', '.join(table.labels)}", "--cluster")
-  for name in filter(None, (cluster, "trunk", "cell")):
-    if name in table.labels:
-      return table.labels[name]
-  return np.arange(table.count).astype(str)
-
-
 def fit_rows(table: Table, rows: Array, *, name: str, options: Options, count: int | None = None) -> Fit:
   """The fit of the form `name` to the rows where `rows` [n] holds; `count` starts instead of the options'."""
   columns = variables_of(table, rows, name)
   return fit_law(
-    name, table.loss[rows], **columns, objective=options.objective, delta=options.delta,
+    name, table.values["loss"][rows], **columns, objective=options.objective, delta=options.delta,
     start_count=count or options.starts, seed=options.seed,
   )  # fmt: skip
 
@@ -80,7 +69,7 @@ def variables_of(table: Table, rows: Array, name: str) -> dict[str, Array]:
   """The variables of a form at the rows. Raises UserError where the table lacks one."""
   columns = {}
   for v in get_form(name).variables:
-    column = table.quantity(v)
+    column = table.values.get(v)
     if column is None:
       raise UserError(f"no column {v} for {name}", f"a table with {v}", f"--columns '{v}=…'")
     columns[v] = column[rows]
@@ -89,9 +78,9 @@ def variables_of(table: Table, rows: Array, name: str) -> dict[str, Array]:
 
 def lacking(table: Table, rows: Array, name: str) -> str | None:
   """Why the rows cannot determine the law; None where they can."""
-  if any(table.quantity(v) is None for v in FORMS[name].variables):
+  if any(v not in table.values for v in FORMS[name].variables):
     return f"no column {' or '.join(FORMS[name].variables)}"
-  reason = why_not_identifiable(FORMS[name], table.loss[rows], variables_of(table, rows, name))
+  reason = why_not_identifiable(FORMS[name], table.values["loss"][rows], variables_of(table, rows, name))
   return None if reason is None else f"{reason[0]} ({reason[1]})"
 
 
@@ -103,22 +92,23 @@ def short_lengths(table: Table, rows: Array, *, spread: float | None, options: O
   """
   rule = "drop the shortest length while its mean |residual| exceeds twice the spread between seeds"
   record: dict[str, Any] = {"rule": rule, "seed_spread": spread, "dropped_lengths": [], "lengths": []}
-  if spread is None or table.D is None:
+  if spread is None or "D" not in table.values:
     record["why"] = "no cells that differ in their seed alone"
     return rows, record
+  D = table.values["D"]
   while True:
     name = next((n for n in ("chinchilla", "kaplan_nd") if lacking(table, rows, n) is None), None)
-    lengths = np.unique(table.D[rows])
+    lengths = np.unique(D[rows])
     if name is None or len(lengths) <= _FEWEST_LENGTHS:
       return rows, record
     residuals = np.abs(fit_rows(table, rows, name=name, options=options).residuals)
-    shortest = table.D[rows] == lengths[0]
+    shortest = D[rows] == lengths[0]
     error, others = float(residuals[shortest].mean()), float(residuals[~shortest].mean())
     record["lengths"].append({"D": float(lengths[0]), "mean_abs_residual": error, "others": others, "form": name})
     if error <= 2 * spread:
       return rows, record
     record["dropped_lengths"].append(float(lengths[0]))
-    rows = rows & (table.D != lengths[0])
+    rows = rows & (D != lengths[0])
 
 
 def rows_of_form(table: Table, rows: Array, name: str) -> Array:
@@ -128,7 +118,7 @@ def rows_of_form(table: Table, rows: Array, name: str) -> Array:
   compute beats. A law of N and D takes all.
   """
   variables = FORMS[name].variables
-  N, D, C = table.N, table.D, table.C
+  N, D, C = (table.values.get(v) for v in ("N", "D", "C"))
   if len(variables) == 2 or N is None or D is None or C is None:
     return rows
   keep = np.zeros(table.count, bool)
@@ -138,7 +128,7 @@ def rows_of_form(table: Table, rows: Array, name: str) -> Array:
     elif variables == ("D",):
       keep[k] = N[k] == N[rows & (D == D[k])].max()
     else:
-      keep[k] = table.loss[k] <= table.loss[rows & (C <= C[k])].min()
+      keep[k] = table.values["loss"][k] <= table.values["loss"][rows & (C <= C[k])].min()
   return keep
 
 
@@ -155,7 +145,7 @@ def row_rule(name: str, options: Options) -> str:
 
 def inner_error(table: Table, rows: Array, *, name: str, clusters: Array, options: Options) -> tuple[float | None, int]:
   """(mean absolute error in %, clusters) of predicting the largest-compute clusters among `rows`, left out in turn."""
-  size = next(column for column in (table.C, table.N, table.D) if column is not None)
+  size = next(column for v in ("C", "N", "D") if (column := table.values.get(v)) is not None)
   labels = sorted(np.unique(clusters[rows]), key=lambda label: -float(size[rows & (clusters == label)].max()))
   errors: list[Array] = []
   for label in labels:
@@ -163,5 +153,22 @@ def inner_error(table: Table, rows: Array, *, name: str, clusters: Array, option
     if len(errors) == LEFT_OUT or lacking(table, rows & ~out, name) is not None:
       continue
     law = fit_rows(table, rows & ~out, name=name, options=options, count=min(options.starts, 24))
-    errors.append(np.abs(law.predict(**variables_of(table, out, name)) / table.loss[out] - 1))
+    errors.append(np.abs(law.predict(**variables_of(table, out, name)) / table.values["loss"][out] - 1))
   return (float(100 * np.concatenate(errors).mean()) if errors else None), len(errors)
+
+
+def seed_spread(table: Table) -> float | None:
+  """Pooled standard deviation of ln(loss) between runs that differ in their seed alone; None without any."""
+  if "seed" not in table.columns or not {"N", "D"} <= set(table.values):
+    return None
+  groups: dict[tuple[Any, ...], dict[str, float]] = {}
+  for k in range(table.count):
+    same = tuple(table.columns[name][k] for name in ("family", "lr", "batch") if name in table.columns)
+    key = (table.values["N"][k], table.values["D"][k], *same)
+    groups.setdefault(key, {})[table.columns["seed"][k]] = float(np.log(table.values["loss"][k]))
+  squares, freedom = 0.0, 0
+  for losses in groups.values():
+    values = np.array(list(losses.values()))
+    squares += float(((values - values.mean()) ** 2).sum())
+    freedom += len(values) - 1
+  return float(np.sqrt(squares / freedom)) if freedom else None

@@ -1,53 +1,57 @@
 """The sections of a report: for each family its figures with captions, tables and sentences, then what they share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from ilya_jax.scaling import document, plots
-from ilya_jax.scaling.curves import Curve
 from ilya_jax.scaling.document import Part, Picture, Section, percent
+from ilya_jax.scaling.families import Family
 
 Draw = Callable[[str, Figure, str, str], Picture]  # (name of the file, figure, title, caption) -> what the report shows
 
 
 def family_section(family: Family, *, draw: Draw) -> Section:
   """The section of one family."""
-  name = family.name
+  name, best = family.name, family.best
   parts = [_curves_part(family, draw)]
-  best = family.best
   if best is not None:
     parts += [_chosen_part(family, best, draw), _test_part(family, draw), _errors_part(family, best, draw)]
-    parts += [_other_part(family, form, draw) for form in family.result["forms"] if form is not best]
-    sensitivity = document.sensitivity_table(best)
-    if sensitivity is not None:
-      parts.append(Part(f"What moves the {best['form']} fit", f"{name}-sensitivity", tables=[sensitivity]))
-  return Section(document.family_title(name), name, [part for part in parts if part is not None])
+    table = document.sensitivity_table(best)
+    if table is not None:
+      parts.append(Part(f"What moves the {best['form']} fit", f"{name}-sensitivity", tables=[table]))
+    parts += [_other_part(family, form, draw) for form in family.result["forms"][1:]]
+  return Section(document.family_title(name), name, parts)
 
 
 def _curves_part(family: Family, draw: Draw) -> Part:
-  name, unit = family.name, family.measured.loss_unit
+  name, measured = family.name, family.measured
   figures = []
   if family.curves:
     figures.append(draw(
-      f"{name}_curves", plots.loss_curves(family.curves, family.measured), "Loss curves and their envelope",
+      f"{name}_curves", plots.loss_curves(family.curves, measured), "Loss curves and their envelope",
       "Each line is the training loss of one run, smoothed over 6 % of its steps, a colour for each size; dotted ends are "
-      "the cooldowns that branch off. Marks are held-out losses at the ends of runs. The dashed envelope is the lowest "
-      "training loss reached with a given compute: where lines of larger models cross it, they become the better buy.",
+      "the cooldowns that branch off. Marks are held-out losses at the ends of runs, the star is the held-out run. The dashed "
+      "envelope is the lowest training loss reached with a given compute: where a larger model touches it, that model has "
+      "become the better buy.",
     ))  # fmt: skip
-  caption = "Every run's final held-out loss against its training compute, by size."
-  if family.frontier is not None:
-    caption += (
-      f" The line is the lowest loss that {family.frontier_of} allows at each compute; runs above it are too small or too "
-      "large for what was spent on them."
-    )
-  compute = plots.loss_against_compute(family.frontier, family.measured, name=family.frontier_of)
-  figures.append(draw(f"{name}_compute", compute, "Loss against compute", caption))
-  used = int((family.measured.part == "fit").sum())
-  text = [f"{used} points enter the fits; losses are in {unit}."]
-  return Part("Loss against compute", f"{name}-curves", text=[*text, *family.remarks], figures=figures)
+  if len(measured.loss) and np.isfinite(measured.N).all() and np.isfinite(measured.C).all():
+    caption = "Final held-out losses against training compute, by size."
+    if family.frontier is not None:
+      caption += (
+        f" The line is the lowest loss that {family.frontier_of} allows when N and D are chosen best for a compute of 6ND, "
+        "without attention and head; runs above it are too small or too large for what was spent on them."
+      )
+    compute = plots.loss_against_compute(family.frontier, measured, name=family.frontier_of)
+    figures.append(draw(f"{name}_compute", compute, "Loss against compute", caption))
+  count = {part: int((measured.part == part).sum()) for part in ("fit", "dropped", "held_out")}
+  text = f"{count['fit']} points enter the fits"
+  text += f", {count['dropped']} were dropped by the rule below" if count["dropped"] else ""
+  text += f", {count['held_out']} held out" if count["held_out"] else ""
+  return Part("Loss against compute", f"{name}-curves", text=[f"{text}. Losses are in {measured.loss_unit}.", *family.remarks],
+              figures=figures)  # fmt: skip
 
 
 def _law_figures(family: Family, form: Mapping[str, Any], draw: Draw) -> list[Picture]:
@@ -68,20 +72,26 @@ def _law_figures(family: Family, form: Mapping[str, Any], draw: Draw) -> list[Pi
       for x in ("N", "D")
     ]  # fmt: skip
   (x,) = law.variables
+  rule = f" It is fitted to the {form['rows']}." if form["rows"] != "all" else ""
   return [draw(
-    f"{family.name}_{law.name}", plots.law_of_one(law, family.measured), f"{law.name} against {names[x]}",
-    f"The law knows {names[x]} alone, so it runs through the middle of runs that differ in the rest; it is a yardstick for "
-    f"the laws of N and D.{hollow}{stars}",
+    f"{family.name}_{law.name}", plots.law_of_one(law, family.measured, used=family.used[law.name]), f"{law.name} against {names[x]}",
+    f"The law knows the {names[x]} alone.{rule} The shade is its 95 % band; pale points are runs that it does not describe.{stars}",
   )]  # fmt: skip
 
 
 def _chosen_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
   sentence = document.held_out_sentence(form, family.measured.loss_unit)
-  text = [f"Of {len(family.result['forms'])} forms, {form['form']} has the smallest error on fitted runs left out in turn "
-          f"({percent(form.get('inner_mape'))}), so it is the law of this report. {sentence}"]  # fmt: skip
-  tables = [document.parameter_table(form)]
-  return Part(f"The law: {form['form']}", f"{family.name}-law", law=document.equation(form["equation"]),
-              notices=_starts_notice(form), text=text, figures=_law_figures(family, form, draw), tables=tables)  # fmt: skip
+  others = [other for other in family.result["forms"] if len(document.variables(other)) == len(document.variables(form))]
+  left_out = f"{form['inner_clusters']} of the largest fitted runs or trunks left out in turn"
+  if form["inner_mape"] is None:
+    choice = f"There are too few points to leave some out in turn, so {form['form']} was chosen by AICc."
+  elif len(others) > 1:
+    choice = f"Of {len(others)} laws, {form['form']} errs least on {left_out}: {percent(form['inner_mape'])}."
+  else:
+    choice = f"{form['form']} is the law that these points determine; its error on {left_out} is {percent(form['inner_mape'])}."
+  return Part(f"The law: {form['form']}", f"{family.name}-law", law=document.equation(form["equation"]), notices=_starts_notice(form),
+              text=[f"{choice} {sentence}"], figures=_law_figures(family, form, draw),
+              tables=[document.parameter_table(form)])  # fmt: skip
 
 
 def _starts_notice(form: Mapping[str, Any]) -> list[str]:
@@ -138,14 +148,14 @@ def _other_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
 
 def families_section(families: Sequence[Family], *, draw: Draw) -> Section:
   """Several families over each other."""
-  parts = {document.family_title(family.name): (family.measured, family.frontier) for family in families}
-  both = " and ".join(parts)
-  figures = [
-    draw("families_C", plots.families(parts, x="C"), "Families against compute",
-         "Points are fitted runs, larger outlined points held-out ones. Lines are each family's lowest loss at a given "
-         "compute by its law, with 95 % bands; the lower line is the better buy at that compute."),
-    draw("families_N", plots.families(parts, x="N"), "Families against parameters",
-         "The same runs against size. Lines join the lowest fitted loss of each size, at the longest training."),
-  ]  # fmt: skip
-  return Section("Families compared", "families", [Part(text=[f"{both}, trained on the same text and tested on the same held-out "
-                                                              "text."], figures=figures)])  # fmt: skip
+  figures = []
+  for x, form, what in (("C", "kaplan_c", "compute"), ("N", "kaplan_n", "parameters")):
+    parts = {document.family_title(family.name): (family.measured, family.laws.get(form)) for family in families}
+    rule = {"C": "the runs that no run with less compute beats", "N": "the longest training of each size"}[x]
+    figures.append(draw(
+      f"families_{x}", plots.families(parts, x=x), f"Families against {what}",
+      f"Points are fitted runs, outlined ones held-out runs. Lines are each family's power law in {what} alone, {form}, fitted "
+      f"to {rule}, with 95 % bands: the lower line is the better buy, unless the bands overlap.",
+    ))  # fmt: skip
+  both = " and ".join(document.family_title(family.name) for family in families)
+  return Section("Families compared", "families", [Part(text=[f"{both}, trained and tested on the same text."], figures=figures)])

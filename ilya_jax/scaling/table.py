@@ -42,7 +42,9 @@ class Table(NamedTuple):
   row: Array
   record: dict[str, Any]
 
-  def __len__(self) -> int:
+  @property
+  def count(self) -> int:
+    """How many rows (a tuple's own length is its number of fields)."""
     return len(self.row)
 
   def take(self, keep: Array, *, reason: str = "") -> "Table":
@@ -97,7 +99,7 @@ def read_table(
     },
     "units": {name: scales.get(name, 1.0) for name in ("N", "D", "C", "loss")},
     **table.record,
-    "rows": len(table),
+    "rows": table.count,
     "dropped": [],
   }
   table = table._replace(record=record)
@@ -106,7 +108,7 @@ def read_table(
     table = table.take(np.array([_number(cell) == 1 for cell in final]), reason="not final (--final-only)")
   for condition in where:
     table = table.take(_holds(table, condition), reason=f"--where {condition!r} does not hold")
-  if not len(table):
+  if not table.count:
     raise UserError(f"no row left of {record['rows']}", "rows that pass every filter", "relax --where or --final-only")
   _check_cells(table, derived=record["derived"])
   return drop_highest_losses(table, drop_highest) if drop_highest else table

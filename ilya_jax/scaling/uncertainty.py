@@ -20,6 +20,7 @@ from ilya_jax.scaling.laws import FORMS
 Array = np.ndarray
 
 FEW_CLUSTERS = 16
+_FEWEST_CLUSTERS = 4  # with fewer, rows are resampled one by one
 LEVEL = 0.95
 _WEBB = np.sqrt(np.array([0.5, 1.0, 1.5]))
 _TOO_WIDE = 10.0  # an interval of a positive parameter that spans this factor does not identify it
@@ -42,14 +43,17 @@ def resample(fit: Fit, *, clusters: Sequence[Any], count: int, seed: int = 0) ->
   rng = np.random.default_rng(seed)
   which = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)[1]
   groups, rows, parameters = int(which.max()) + 1, len(points), len(form.parameters)
+  unit = "cluster"
+  if groups < _FEWEST_CLUSTERS:
+    which, groups, unit = np.arange(rows), rows, "row, for want of clusters"
   inflated = fit.residuals * np.sqrt(rows / max(rows - parameters, 1))
   redrawn = 0
   if groups > FEW_CLUSTERS:
-    method = "cluster bootstrap, percentile" if groups < rows else "case bootstrap, percentile"
+    method = f"case bootstrap by {unit}, percentile"
     weights, redrawn = _case_weights(fit, which, rng, count=count)
     targets = None
   else:
-    method = "wild cluster bootstrap (Webb weights), percentile"
+    method = f"wild bootstrap by {unit} (Webb weights), percentile"
     signs = rng.choice([-1.0, 1.0], (count, groups)) * rng.choice(_WEBB, (count, groups))
     weights = np.ones((1, rows))
     targets = np.log(points.loss) - fit.residuals + signs[:, which] * inflated
