@@ -9,6 +9,7 @@ from typing import Any
 from ilya_jax.errors import RunFailed, UserError
 from ilya_jax.scaling import launch
 from ilya_jax.scaling import sweep as sweeps
+from ilya_jax.scaling.rows import Options
 from ilya_jax.train.metrics import clock, read_json, write_json
 from ilya_jax.train.workdir import locked
 
@@ -90,3 +91,62 @@ def _line(name: str, state: dict[str, Any]) -> str:
   where += f"  loss {state['loss']:.4f}" if state.get("loss") is not None else ""
   left = f"  left {clock(state['left_s'])}" if state.get("left_s") else ""
   return f"{name}  {state['state']}  {where}{left}  {state.get('error', '')}".rstrip()
+
+
+def fit(arguments: Any) -> int:
+  """Fits laws to tables or sweeps as the parsed arguments of `ilya-jax fit` say; returns the exit code."""
+  from ilya_jax.scaling.fitting import fit_table
+  from ilya_jax.scaling.report import report_fit
+  from ilya_jax.scaling.table import drop_highest_losses, read_table
+
+  formats = _formats(arguments.formats)
+  if arguments.bootstrap < 0 or arguments.starts < 1:
+    got = f"--bootstrap {arguments.bootstrap} --starts {arguments.starts}"
+    raise UserError(got, "0 (none) or more resamples, 1 or more starts", "--bootstrap or --starts")
+  table = read_table(arguments.inputs, columns=arguments.columns, units=arguments.units, where=arguments.where,
+                     final_only=arguments.final_only, cluster=arguments.cluster)  # fmt: skip
+  if arguments.drop_highest:
+    table = drop_highest_losses(table, arguments.drop_highest)
+  options = Options(
+    form=arguments.form,
+    objective=arguments.objective,
+    delta=arguments.delta,
+    hold_out=arguments.hold_out,
+    bootstrap=arguments.bootstrap,
+    seed=arguments.seed,
+    starts=arguments.starts,
+    predict=[_quantities(text, flag="--predict") for text in arguments.predict],
+    target_compute=[_positive(value, flag="--target-compute") for value in arguments.target_compute],
+    command=" ".join(["ilya-jax", *sys.argv[1:]]),
+  )
+  fitted = fit_table(table, options)
+  report_fit(fitted, table, arguments.out, formats=formats)
+  return 0
+
+
+def _formats(text: str) -> list[str]:
+  formats = [name.strip() for name in text.split(",") if name.strip()]
+  if not formats or not set(formats) <= {"html", "json", "svg", "png"}:
+    raise UserError(f"--formats {text}", "some of html, json, svg, png", "--formats")
+  return formats
+
+
+def _quantities(text: str, *, flag: str) -> dict[str, float]:
+  """'N=1e9,D=2e10' as positive numbers; raises UserError on anything else."""
+  found = {}
+  for part in text.split(","):
+    name, equals, value = (piece.strip() for piece in part.partition("="))
+    if not equals or name not in ("N", "D", "C"):
+      raise UserError(f"{flag} {text!r}", "N=…,D=… (or C=…) as numbers", flag)
+    found[name] = _positive(value, flag=flag)
+  return found
+
+
+def _positive(text: Any, *, flag: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = -1.0
+  if not 0 < value < float("inf"):
+    raise UserError(f"{flag} {text}", "positive numbers", flag)
+  return value

@@ -77,7 +77,11 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
   present = {run.cell.id for run in runs if run.rows}
   found = []
   for run in runs:
-    begun = branch_step(run.cell.config.schedule, steps=run.cell.config.steps) if run.cell.trunk in present - {run.cell.id} else 0
+    begun = (
+      branch_step(run.cell.config.schedule, steps=run.cell.config.steps)
+      if run.cell.trunk in present - {run.cell.id}
+      else 0
+    )
     rows = [row for row in run.rows if row["split"] == "train" and row["step"] >= begun and row["step"] > 0]
     if len(rows) < 2:
       continue

@@ -68,18 +68,29 @@ def number(value: float | None, digits: int = 4) -> str:
   if value is None or not math.isfinite(value):
     return "—" if value is None or math.isnan(value) else "∞" if value > 0 else "−∞"
   if value == 0 or 1e-3 <= abs(value) < 1e5:
-    text = f"{value:.{digits}g}"
+    text = f"{value:#.{digits}g}".rstrip(".")
     return (f"{value:.0f}" if "e" in text else text).replace("-", "−")
   mantissa, exponent = f"{value:.{min(digits, 3) - 1}e}".split("e")
   raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
   return f"{mantissa}×10{raised}".replace("-", "−")
 
 
+def loss_text(value: float | None) -> str:
+  """A loss with three decimals, as 1.280; an em dash where there is none."""
+  plain = value is not None and 0.1 <= abs(value) < 1000
+  return f"{value:.3f}" if plain else number(value)
+
+
+def loss_interval(low: float | None, high: float | None) -> str:
+  """An interval of losses as [1.263, 1.300]."""
+  return "—" if low is None or high is None else f"[{loss_text(low)}, {loss_text(high)}]"
+
+
 def percent(value: float | None, *, signed: bool = False) -> str:
-  """A percentage with one or two decimals, as −0.7 %."""
+  """A percentage with one or two decimals and a space that does not break, as −0.7 %."""
   if value is None or not math.isfinite(value):
     return "—"
-  return f"{value:{'+' if signed else ''}.{2 if abs(value) < 1 else 1}f} %".replace("-", "−")
+  return f"{value:{'+' if signed else ''}.{2 if abs(value) < 1 else 1}f}\u00a0%".replace("-", "−")
 
 
 def interval(low: float | None, high: float | None, digits: int = 4) -> str:
@@ -131,7 +142,26 @@ def parameter_table(form: Mapping[str, Any]) -> Table:
     note += "."
   if some.get("method"):
     note += f" Intervals: {some['method']}."
-  return Table("Parameters", ("parameter", "value", "95 % interval", "identified"), rows, ("parameter", "identified"), note)
+  return Table(
+    "Parameters", ("parameter", "value", "95 % interval", "identified"), rows, ("parameter", "identified"), note
+  )
+
+
+def single_table(forms: Sequence[Mapping[str, Any]]) -> Table:
+  """Several small laws in one table: their parameters with intervals, the rows that they are fitted to."""
+  rows = []
+  for form in forms:
+    for k, (name, value) in enumerate(form["parameters"].items()):
+      known = (form.get("intervals") or {}).get(name, {})
+      first = [form["form"], equation(form["equation"])] if k == 0 else ["", ""]
+      verdict = (
+        f"not identified: {known.get('why')}" if known.get("identified") is False else "yes" if known else "no interval"
+      )
+      which = str(form["n_points"]) if k == 0 else ""
+      bounds = interval(known.get("low"), known.get("high"))
+      rows.append(Row([*first, which, symbol(name), number(value), bounds, verdict]))
+  header = ("form", "law", "points", "parameter", "value", "95 % interval", "identified")
+  return Table("Parameters of the laws of one variable", header, rows, ("form", "law", "parameter", "identified"))
 
 
 def ranking_table(result: Mapping[str, Any]) -> Table:
@@ -145,15 +175,16 @@ def ranking_table(result: Mapping[str, Any]) -> Table:
     first = points[0] if len(points) == 1 else {}
     rows.append(Row(
       [str(place + 1), name, equation(form["equation"]), str(len(form["parameters"])), percent(form.get("inner_mape")),
-       number(form.get("aicc")), percent(held.get("mape")), number(first.get("predicted")),
-       interval(first.get("low"), first.get("high"))],
+       number(form.get("aicc")), percent(held.get("mape")), loss_text(first.get("predicted")),
+       loss_interval(first.get("low"), first.get("high"))],
       "chosen" if place == 0 else "",
     ))  # fmt: skip
   header = ("rank", "form", "law", "parameters", "inner error", "AICc", "held-out error", "predicted", "95 % band")
   note = (
     "Inner error: the mean error in % on the fitted runs or trunks of largest compute, each left out in turn. It orders the "
     "laws, AICc decides ties; the held-out run enters neither, so its error grades a choice made without it. Laws of one "
-    "variable describe some of the runs (AICc does not compare across) and come after those of N and D."
+    "variable describe some of the runs (AICc does not compare across) and come after those of N and D. Band: where one new run "
+    "should lie, by the law's uncertainty and the noise of a run together."
   )
   return Table("Forms by inner error", header, rows, ("form", "law"), note)
 
@@ -175,11 +206,11 @@ def held_out_sentence(form: Mapping[str, Any], unit: str) -> str:
   inside = point.get("low") is not None and point["low"] <= point["loss"] <= point["high"]
   band = ""
   if point.get("low") is not None:
-    band = f" (95 % band {number(point['low'])} to {number(point['high'])})"
+    band = f" (95 % band {loss_text(point['low'])} to {loss_text(point['high'])})"
   return (
     f"For the held-out run of {short(point['N'])} parameters and {short(point['D'])} tokens, {number(held.get('c_ratio'), 2)} "
-    f"times the compute of the largest fitted run, it predicted {number(point['predicted'])} {unit}{band}; measured: "
-    f"{number(point['loss'])}. Error: {percent(error, signed=True)}"
+    f"times the compute of the largest fitted run, it predicted {loss_text(point['predicted'])} {unit}{band}; measured: "
+    f"{loss_text(point['loss'])}. Error: {percent(error, signed=True)}"
     + (f", {'inside' if inside else 'outside'} the band." if band else ".")
   )
 
@@ -210,7 +241,7 @@ def cell_table(runs: Sequence[Run], failed: Mapping[str, str], *, roles: Mapping
   header = ("cell", "family", "N", "D", "C (FLOP)", "learning rate", "seed", "loss ± s.e.", "bits per byte", "time",
             "trunk", "role", "state")  # fmt: skip
   note = (
-    "N: non-embedding parameters; D: training tokens; C: training FLOP. Loss: nats per token on the held-out text at the "
+    "N: non-embedding parameters; D: training tokens; C: training FLOP. Loss: nats per token (per byte where the text is read as bytes) on the held-out text at the "
     "end of the run, with its standard error over batches. Trunk: the constant-rate run whose checkpoint a cooldown began "
     "from; time is what the cell itself took, hours or minutes:seconds."
   )
@@ -219,17 +250,28 @@ def cell_table(runs: Sequence[Run], failed: Mapping[str, str], *, roles: Mapping
 
 def corpus_sentence(runs: Sequence[Run]) -> str:
   """On what text the runs were trained and tested, by the records that they left."""
-  infos = {run.record["data"]["fingerprint"]: run.record["data"] for run in runs if "fingerprint" in run.record.get("data", {})}
+  infos = {
+    run.record["data"]["fingerprint"]: run.record["data"] for run in runs if "fingerprint" in run.record.get("data", {})
+  }
   sentences = []
   for info in infos.values():
     removed = info.get("duplicates_removed") or {}
-    gone = f"{removed.get('documents', 0):,} documents and {removed.get('paragraphs', 0):,} paragraphs"
-    sentences.append(
-      f"the corpus {info['name']} (SHA-256 {info['fingerprint'][:12]}…): {info.get('train_documents', 0):,} training documents "
-      f"with {short(info.get('d_unique_total', math.nan))} unique tokens, tested on {info.get('heldout_tokens', 0):,} tokens of "
-      f"{info.get('heldout_documents', 0):,} documents never seen in training ({gone} removed there as duplicates of training text)"
+    gone = (
+      f"{counted(removed.get('documents', 0), 'document')} and {counted(removed.get('paragraphs', 0), 'paragraph')}"
     )
-  return "; and ".join(sentences) or "a corpus that left no record"
+    sentences.append(
+      f"The text is the corpus {info['name']} (SHA-256 {info['fingerprint'][:12]}…), "
+      f"{counted(info.get('train_documents', 0), 'document')} with {short(info.get('d_unique_total', math.nan))} tokens to train "
+      f"on; losses are measured on {counted(info.get('heldout_tokens', 0), 'token')} of "
+      f"{counted(info.get('heldout_documents', 0), 'document')} never seen in training, freed of what also stands there "
+      f"({gone} removed)."
+    )
+  return " ".join(sentences) or "Of the text there is no record."
+
+
+def counted(count: int, what: str) -> str:
+  """A number of things, as 1 document or 1,546 documents."""
+  return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def plain_symbol(name: str) -> str:

@@ -52,9 +52,14 @@ def new_figure(*, rows: int = 1, height: float = _HEIGHT, width: float = _WIDTH)
 def image(figure: Figure, *, kind: str, dots_per_inch: int = 200) -> bytes:
   """The figure as a file: kind is svg or png. The same figure gives the same bytes."""
   buffer = io.BytesIO()
-  metadata = {"Date": None} if kind == "svg" else {"Software": None}
+  options: dict[str, Any] = {"metadata": {"Date": None} if kind == "svg" else {"Software": None}}
+  if kind == "png":
+    options["pil_kwargs"] = {"compress_level": 3}
   with matplotlib.rc_context(STYLE):
-    figure.savefig(buffer, format=kind, dpi=dots_per_inch, metadata=metadata)
+    if figure.get_layout_engine() is not None:  # laid out once, not anew for every format
+      figure.draw_without_rendering()
+      figure.set_layout_engine(None)
+    figure.savefig(buffer, format=kind, dpi=dots_per_inch, **options)
   return buffer.getvalue()
 
 
@@ -91,24 +96,39 @@ def levels(values: Array) -> tuple[Array, Array]:
 
 
 def scale_x(axes: Axes, values: Array, label: str) -> None:
-  """A logarithmic axis with a margin and readable ticks: at the values where these are few, else at 1, 2 and 5."""
+  """A logarithmic axis with a margin and readable ticks.
+
+  Compute has powers of ten (with 2 and 5 between where there are few); a count has its values where these are few, else
+  1, 2 and 5.
+  """
   values = np.asarray(values, np.float64)
   low, high = float(values.min()), float(values.max())
   margin = 1.15 * (high / low) ** 0.04
   axes.set_xscale("log")
   axes.set_xlim(low / margin, high * margin)
-  distinct = np.unique(np.exp(np.round(np.log(values), 3)))
-  spread = np.diff(np.log(distinct)).min() / np.log(high * margin**2 / low) if len(distinct) > 1 else 0.0
-  decades = np.log10(high / low)
-  if len(distinct) > 1 and spread > 0.085:
-    axes.xaxis.set_major_locator(FixedLocator(list(distinct)))
-  elif decades < 2.5:
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 1.4 else (1.0, 3.0)))
-  axes.xaxis.set_minor_locator(NullLocator())
-  if decades < 2.5 or spread > 0.085:
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-  axes.xaxis.set_minor_formatter(NullFormatter())
   axes.set_xlabel(label)
+  axes.xaxis.set_minor_locator(NullLocator())
+  axes.xaxis.set_minor_formatter(NullFormatter())
+  decades = np.log10(high * margin**2 / low)
+  if "FLOP" in label:
+    if decades < 2.5:
+      axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+    return
+  distinct = np.unique(np.exp(np.round(np.log(values), 3)))
+  gap = np.diff(np.log10(distinct)).min() / decades if len(distinct) > 1 else 1.0
+  if gap > 0.085:
+    axes.xaxis.set_major_locator(FixedLocator(list(distinct)))
+  elif decades < 4:
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0, 3.0)))
+  axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def _power(value: float) -> str:
+  """A tick such as 10^12 or 3×10^12."""
+  exponent = int(np.floor(np.log10(value) + 1e-9))
+  factor = round(value / 10.0**exponent)
+  return f"$10^{{{exponent}}}$" if factor == 1 else f"${factor}{{\\times}}10^{{{exponent}}}$"
 
 
 def scale_loss(axes: Axes, values: Array, unit: str) -> None:
@@ -133,16 +153,30 @@ def legend(figure: Figure, handles: Sequence[Any], *, title: str = "", columns: 
                   handlelength=2.2, columnspacing=1.4, frameon=False)  # fmt: skip
 
 
-def handle(label: str, *, colour: str, marker: str = "", dashes: Any = "-", filled: bool = True, size: float = 5) -> Line2D:
+def handle(
+  label: str, *, colour: str, marker: str = "", dashes: Any = "-", filled: bool = True, size: float = 5
+) -> Line2D:
   face = colour if filled else "white"
-  return Line2D([], [], color=colour, marker=marker, linestyle=dashes, label=label, markerfacecolor=face, markersize=size)
+  return Line2D(
+    [], [], color=colour, marker=marker, linestyle=dashes, label=label, markerfacecolor=face, markersize=size
+  )
 
 
 def held_out(axes: Axes, x: Array, y: Array, error: Array | None = None) -> None:
   """The held-out points as stars with their 95 % interval."""
   if error is not None and np.isfinite(error).any():
     axes.errorbar(x, y, yerr=1.96 * error, fmt="none", ecolor="black", elinewidth=1.0, capsize=2.5, zorder=6)
-  axes.plot(x, y, linestyle="", marker="*", markersize=13, color=HELD_OUT, markeredgecolor="black", markeredgewidth=0.7, zorder=7)
+  axes.plot(
+    x,
+    y,
+    linestyle="",
+    marker="*",
+    markersize=13,
+    color=HELD_OUT,
+    markeredgecolor="black",
+    markeredgewidth=0.7,
+    zorder=7,
+  )
 
 
 def held_out_handle(label: str = "held out, measured") -> Line2D:

@@ -1,6 +1,5 @@
 """From measured rows to what a report shows of a family: its points, fits, compute-optimal frontier and training curves."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +11,10 @@ from ilya_jax.scaling import curves, fitting, plots
 from ilya_jax.scaling.curves import Curve, Run
 from ilya_jax.scaling.document import percent
 from ilya_jax.scaling.drawing import short
-from ilya_jax.scaling.fitting import FittedLaw, FittedTable, Options
+from ilya_jax.scaling.fitting import FittedLaw, FittedTable
+from ilya_jax.scaling.rows import Options, rows_of_form
 from ilya_jax.scaling.sweep import Sweep
-from ilya_jax.scaling.table import Table, read_tables
+from ilya_jax.scaling.table import Table, read_table
 
 Array = np.ndarray
 
@@ -29,7 +29,7 @@ class Family(NamedTuple):
   result: the content of its fit.json, with no forms where nothing could be fitted. laws: form -> law. used: form -> [n]
   the points that it was fitted to. frontier: the compute-optimal allocation by the law that the ranking puts first among
   those that have one, named `frontier_of`. curves: training curves. remarks: what is missing, and which rule left out
-  what. dropped, held_out: ids of the cells left out by the rule, and set aside.
+  what. dropped, held_out: ids of the cells left out by the rule, and set aside. test_note: what to know of the latter.
   """
 
   name: str
@@ -43,6 +43,7 @@ class Family(NamedTuple):
   remarks: Sequence[str] = ()
   dropped: Sequence[str] = ()
   held_out: Sequence[str] = ()
+  test_note: str = ""
 
   @property
   def best(self) -> Mapping[str, Any] | None:
@@ -68,17 +69,18 @@ def sweep_family(sweep: Sweep, runs: Sequence[Run], *, family: str, sweep_dir: P
   mine = [run for run in runs if run.cell.family == family]
   unit = loss_unit(mine)
   drawn = curves.curves(mine)
-  table = read_tables([sweep_dir])
-  table = table.take(table.labels["family"] == family, why="")
-  table = table.take(table.labels["final"] == "1", why="not at the end of its schedule")
-  held = table.labels["role"] == "held_out"
-  remarks = []
-  if not held.any() and len(table) >= _FEWEST_FOR_TEST:
-    assert table.C is not None
-    held = np.arange(len(table)) == int(table.C.argmax())
-    remarks.append("This family has no run meant as held out, so its run of largest compute was set aside to test the laws.")
+  table = read_table([sweep_dir])
+  table = table.take(table.columns["family"] == family)
+  table = table.take(
+    table.columns["final"] == "1", reason="not the end of a schedule: a trunk or an intermediate evaluation"
+  )
+  held = table.columns["role"] == "held_out"
+  remarks, note = [], ""
+  if not held.any() and table.count >= _FEWEST_FOR_TEST:
+    held = np.arange(table.count) == int(table.values["C"].argmax())
+    note = "No larger run was made for this family, so its run of largest compute was set aside from the fits instead."
   elif not held.any():
-    remarks.append("No run of this family was held out, so its laws are not tested on a larger run.")
+    remarks.append("No run was held out, and there are too few to set one aside.")
   options = Options(**{"command": f"ilya-jax sweep (workdir {sweep_dir.name})", **sweep.fit, "hold_out": held})
   try:
     fitted = fitting.fit_table(table, options)
@@ -87,9 +89,9 @@ def sweep_family(sweep: Sweep, runs: Sequence[Run], *, family: str, sweep_dir: P
     part = np.where(held, "held_out", "fit")
     return Family(family, measured_points(table, part, unit=unit), _NO_FIT, {}, {}, curves=drawn, remarks=remarks)
   made = table_family(fitted, table, name=family, unit=unit)
-  cells = table.labels["cell"]
+  cells = table.columns["cell"]
   return made._replace(
-    curves=drawn, remarks=[*remarks, *made.remarks],
+    curves=drawn, remarks=[*remarks, *made.remarks], test_note=note,
     dropped=list(cells[fitted.part == "dropped"]), held_out=list(cells[fitted.part == "held_out"]),
   )  # fmt: skip
 
@@ -97,23 +99,20 @@ def sweep_family(sweep: Sweep, runs: Sequence[Run], *, family: str, sweep_dir: P
 def table_family(fitted: FittedTable, table: Table, *, name: str, unit: str) -> Family:
   """The family of any fitted table; `unit` is that of its losses."""
   measured = measured_points(table, fitted.part, unit=unit)
-  # A law of one variable is fitted to some of the rows: they are known by their losses, which it keeps as they were.
-  used = {
-    form: (fitted.part == "fit") & np.isin(table.loss, law.fit.points.loss) for form, law in fitted.laws.items()
-  }
+  used = {form: rows_of_form(table, fitted.part == "fit", form) for form in fitted.laws}
   known = fitted.result["forms"]
   first = next((form["form"] for form in known if form["optimal"] is not None), "")
   frontier = _frontier(fitted.laws[first], measured, known) if first and np.isfinite(measured.C).all() else None
-  return Family(name, measured, fitted.result, fitted.laws, used, frontier, first if frontier else "", remarks=_rule_remarks(fitted))
+  return Family(
+    name, measured, fitted.result, fitted.laws, used, frontier, first if frontier else "", remarks=_rule_remarks(fitted)
+  )
 
 
 def measured_points(table: Table, part: Array, *, unit: str) -> plots.Measured:
   """The points of a table for the figures; quantities that it lacks are nan."""
-  missing = np.full(len(table), np.nan)
-  columns = [missing if column is None else column for column in (table.N, table.D, table.C)]
-  errors = table.labels.get("loss_se", np.full(len(table), "nan"))
-  errors = np.array([float(text) if text not in ("", None) else math.nan for text in errors])
-  return plots.Measured(*columns, table.loss, errors, part, unit)
+  missing = np.full(table.count, np.nan)
+  N, D, C, errors = (table.values.get(name, missing) for name in ("N", "D", "C", "loss_se"))
+  return plots.Measured(N, D, C, table.values["loss"], errors, part, unit)
 
 
 def loss_unit(runs: Sequence[Run]) -> str:
@@ -143,11 +142,14 @@ def _frontier(law: FittedLaw, measured: plots.Measured, forms: Sequence[Mapping[
 def _rule_remarks(fitted: FittedTable) -> list[str]:
   """What the rule on short trainings did, in words."""
   rule = fitted.result["data"].get("rule")
+  remarks = [f"{name} was not fitted: {reason}." for name, reason in fitted.result["not_fitted"].items()]
   if not rule:
-    return []
+    return remarks
   if rule.get("why"):
-    return [f"The shortest training length was kept: there are {rule['why']}, so the rule that would drop it has no measure."]
-  remarks = []
+    return [
+      *remarks,
+      f"The shortest training length was kept: there are {rule['why']}, so the rule that would drop it has no measure.",
+    ]
   spread = percent(100 * rule["seed_spread"])
   for entry in rule["lengths"]:
     dropped = entry["D"] in rule["dropped_lengths"]
@@ -157,6 +159,4 @@ def _rule_remarks(fitted: FittedTable) -> list[str]:
       f"{percent(100 * entry['mean_abs_residual'])}, {'over' if dropped else 'within'} twice the spread between seeds ({spread}); the "
       f"other runs' is {percent(100 * entry['others'])}."
     )
-  for name, reason in (rule.get("not fitted") or {}).items():
-    remarks.append(f"{name} was not fitted: {reason}.")
   return remarks

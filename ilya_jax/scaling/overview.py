@@ -1,5 +1,6 @@
 """The sections of a report about the sweep as a whole: summary, cells, how the runs were made, checklist."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,11 +32,14 @@ def headline_table(families: Sequence[Family]) -> Table:
     point = points[0] if len(points) == 1 else {}
     error = 100 * (point["predicted"] / point["loss"] - 1) if point else held.get("mape")
     rows.append(Row([
-      document.family_title(family.name), best["form"], ", ".join(powers), number(point.get("predicted")),
-      interval(point.get("low"), point.get("high")), number(point.get("loss")), percent(error, signed=bool(point)),
+      document.family_title(family.name), best["form"], ", ".join(powers), document.loss_text(point.get("predicted")),
+      document.loss_interval(point.get("low"), point.get("high")), document.loss_text(point.get("loss")),
+      percent(error, signed=bool(point)),
     ]))  # fmt: skip
   header = ("family", "law", "exponents with 95 % intervals", "predicted", "95 % band", "measured", "error")
-  return Table("Held-out loss, predicted and measured", header, rows, ("family", "law", "exponents with 95 % intervals"))
+  return Table(
+    "Held-out loss, predicted and measured", header, rows, ("family", "law", "exponents with 95 % intervals")
+  )
 
 
 def summary_section(runs: Sequence[Run], families: Sequence[Family]) -> Section:
@@ -47,26 +51,33 @@ def summary_section(runs: Sequence[Run], families: Sequence[Family]) -> Section:
     mine = [run.cell for run in finished if run.cell.family == family.name]
     if mine:
       sizes, lengths = sorted({cell.counts.n for cell in mine}), sorted({cell.units for cell in mine})
+      unit = mine[0].counts.unit
       described.append(
-        f"{len(mine)} of {document.family_title(family.name)} ({_span(sizes)} non-embedding parameters, {_span(lengths)} tokens)"
+        f"{len(mine)} {document.family_title(family.name)} runs of {_span(sizes)} non-embedding parameters on {_span(lengths)} {unit}"
       )
   flops = sum(run.own_steps * run.cell.counts.units_per_step * run.cell.counts.flops_per_unit for run in done)
   seconds = sum(run.state.get("wall_s", 0.0) for run in done)
-  hardware = " and ".join(dict.fromkeys(run.record["hardware"] for run in done if "hardware" in run.record)) or "unknown hardware"
-  trunks = len(done) - len(finished)
-  branched = f", cooldown branches of {trunks} constant-rate trunks among them," if trunks else ""
+  hardware = " and ".join(dict.fromkeys(run.record["hardware"] for run in done if "hardware" in run.record))
+  branches = sum(1 for run in finished if run.is_branch)
+  saved = (
+    f", {branches} of them by a cooldown from one of {len(done) - len(finished)} constant-rate trunks"
+    if branches
+    else ""
+  )
   text = (
-    f"{len(finished)} language models were trained{branched} — {'; '.join(described)} — on {document.corpus_sentence(done)}. "
-    f"That took {flops:.2g} training FLOP and {clock(seconds)} of computing, summed over the workers, on {hardware}."
+    f"{len(finished)} models were trained{saved}: {'; '.join(described)}. {document.corpus_sentence(done)} Training took "
+    f"{number(flops, 2)} FLOP and {clock(seconds)} of computing, summed over all runs, on {hardware or 'unknown hardware'}."
   )
   said = []
   for family in families:
-    best = family.best
+    title, best = document.family_title(family.name), family.best
     if best is not None:
       sentence = document.held_out_sentence(best, family.measured.loss_unit)
-      said.append(f"{document.family_title(family.name)}: by inner error the law is {best['form']}. {sentence}")
+      said.append(
+        f"{title}: the law with the smallest inner error is {best['form']}. {sentence} {family.test_note}".rstrip()
+      )
     else:
-      said.append(f"{document.family_title(family.name)}: {' '.join(family.remarks) or 'no law could be fitted.'}")
+      said.append(f"{title}: {' '.join(family.remarks) or 'no law could be fitted.'}")
   return Section("Summary", "summary", [Part(text=[text, *said], tables=[headline_table(families)])])
 
 
@@ -131,13 +142,25 @@ def table_sections(family: Family) -> list[Section]:
   best = family.best
   text = []
   if best is not None:
-    text.append(f"By inner error the law is {best['form']}. {document.held_out_sentence(best, family.measured.loss_unit)}")
+    text.append(
+      f"By inner error the law is {best['form']}. {document.held_out_sentence(best, family.measured.loss_unit)}"
+    )
   data = family.result["data"]
-  facts = [(str(source["path"]), f"{source['rows']} rows, SHA-256 {source['sha256']}") for source in data["sources"]]
-  columns = ", ".join(f"{q} from {column!r}, 1 unit = {data['units'][q]:g}" for q, column in data["columns"].items())
-  facts.append(("Columns", columns + (f"; {data['derived']} by C = 6 N D" if data["derived"] else "")))
-  facts += [("Left out", f"{entry['rows']} rows: {entry['why']}") for entry in data["dropped"] if entry["why"]]
+  facts = [
+    (str(path), f"SHA-256 {digest}")
+    for path, digest in zip(_listed(data["path"]), _listed(data["sha256"]), strict=True)
+  ]
+  columns = [f"{q} from {name!r}, one unit of it {data['units'].get(q, 1.0):g}" for q, name in data["columns"].items()]
+  facts.append(("Columns", "; ".join([*columns, *data.get("derived", [])])))
+  reasons = Counter(entry["reason"] for entry in data["dropped"])
+  facts += [("Left out", f"{count} rows: {reason}") for reason, count in reasons.items()]
   facts.append(("Command", family.result["command"] or "not recorded"))
   facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in family.result["versions"].items())))
-  summary = Section("Summary", "summary", [Part(text=text, tables=[headline_table([family])]), Part("Data", "data", facts=facts)])
+  summary = Section(
+    "Summary", "summary", [Part(text=text, tables=[headline_table([family])]), Part("Data", "data", facts=facts)]
+  )
   return [summary]
+
+
+def _listed(value: Any) -> list[Any]:
+  return value if isinstance(value, list) else [value]

@@ -80,7 +80,9 @@ def _points(axes: Axes, x: Array, measured: Measured, *, by: Array, colours: Seq
     marker = MARKERS[k % len(MARKERS)]
     for part, face in (("fit", colour), ("dropped", "white")):
       chosen = (by == k) & (measured.part == part)
-      axes.plot(x[chosen], measured.loss[chosen], linestyle="", marker=marker, color=colour, markerfacecolor=face, zorder=5)
+      axes.plot(
+        x[chosen], measured.loss[chosen], linestyle="", marker=marker, color=colour, markerfacecolor=face, zorder=5
+      )
   held = measured.part == "held_out"
   drawing.held_out(axes, x[held], measured.loss[held], measured.loss_se[held])
 
@@ -114,7 +116,9 @@ def loss_curves(curves: Sequence[Curve], measured: Measured) -> Figure:
   seen = np.concatenate([curve.loss for curve in curves])
   settled = np.concatenate([curve.loss[curve.C >= curve.C[-1] / 30] for curve in curves])
   drawing.scale_x(axes, np.concatenate([*[curve.C for curve in curves], measured.C]), LABELS["C"])
-  drawing.scale_loss(axes, np.append(measured.loss, [settled.min(), min(seen.max(), 1.6 * settled.max())]), measured.loss_unit)
+  drawing.scale_loss(
+    axes, np.append(measured.loss, [settled.min(), min(seen.max(), 1.6 * settled.max())]), measured.loss_unit
+  )
   handles = [drawing.handle(f"N = {drawing.short(size)}", colour=colours[size], marker=marks[size]) for size in sizes]
   handles.append(drawing.handle("envelope", colour="black", dashes=DASHES[1]))
   if any(curve.cooldown for curve in curves):
@@ -141,7 +145,9 @@ def law_against(law: Law, measured: Measured, *, x: str) -> Figure:
   drawing.scale_x(axes, columns[x], LABELS[x])
   drawing.scale_loss(axes, measured.loss, measured.loss_unit)
   handles = [
-    drawing.handle(f"{other} = {drawing.short(c)}", colour=colour, marker=MARKERS[k % len(MARKERS)], dashes=DASHES[k % len(DASHES)])
+    drawing.handle(
+      f"{other} = {drawing.short(c)}", colour=colour, marker=MARKERS[k % len(MARKERS)], dashes=DASHES[k % len(DASHES)]
+    )
     for k, (c, colour) in enumerate(zip(centres, colours, strict=True))
   ]
   if law.band(**{x: grid, other: grid}) is not None:
@@ -242,7 +248,7 @@ def allocation(frontier: Frontier, measured: Measured) -> Figure:
   """Compute-optimal N*, D* and D*/N* against compute (6 N D) with their bands, over the runs that there are."""
   figure, panels = drawing.new_figure(rows=3, height=7.05)
   rows = ((frontier.N, measured.N, "Parameters N*"), (frontier.D, measured.D, "Tokens D*"),
-          (frontier.ratio, measured.D / measured.N, "Tokens per parameter D*/N*"))  # fmt: skip
+          (frontier.ratio, measured.D / measured.N, "Tokens per parameter"))  # fmt: skip
   banded = bool(np.isfinite(frontier.N[1:]).all())
   compute = measured.C_6ND
   for axes, (best, points, label) in zip(panels, rows, strict=True):
@@ -266,7 +272,9 @@ def allocation(frontier: Frontier, measured: Measured) -> Figure:
   return figure
 
 
-def predictions_by_form(names: Sequence[str], predicted: Array, *, measured: float, measured_se: float, unit: str) -> Figure:
+def predictions_by_form(
+  names: Sequence[str], predicted: Array, *, measured: float, measured_se: float, unit: str
+) -> Figure:
   """What each form predicts for the held-out run, `predicted` [forms, 3] as value, low, high, beside the measured loss."""
   figure, (axes,) = drawing.new_figure(height=1.5 + 0.42 * len(names))
   where = np.arange(len(names))[::-1]
@@ -274,9 +282,20 @@ def predictions_by_form(names: Sequence[str], predicted: Array, *, measured: flo
   axes.axvspan(measured - reach, measured + reach, color=_HELD_BAND, linewidth=0, zorder=1)
   axes.axvline(measured, color=drawing.HELD_OUT, linewidth=1.4, linestyle=DASHES[1], zorder=3)
   with_band = np.isfinite(predicted[:, 1:]).all(-1)
-  axes.hlines(where[with_band], predicted[with_band, 1], predicted[with_band, 2], color=OKABE_ITO[0], linewidth=2.2, zorder=4)
+  axes.hlines(
+    where[with_band], predicted[with_band, 1], predicted[with_band, 2], color=OKABE_ITO[0], linewidth=2.2, zorder=4
+  )
   axes.plot(predicted[:, 0], where, linestyle="", marker="o", markersize=6, color=OKABE_ITO[0], zorder=5)
-  axes.plot(predicted[:1, 0], where[:1], linestyle="", marker="o", markersize=11, color="black", markerfacecolor="none", zorder=6)
+  axes.plot(
+    predicted[:1, 0],
+    where[:1],
+    linestyle="",
+    marker="o",
+    markersize=11,
+    color="black",
+    markerfacecolor="none",
+    zorder=6,
+  )
   axes.set_yticks(where, names)
   axes.set_ylim(-0.7, len(names) - 0.3)
   axes.set_xlabel(f"Held-out loss ({unit})")
@@ -285,6 +304,48 @@ def predictions_by_form(names: Sequence[str], predicted: Array, *, measured: flo
     drawing.handle("predicted, 95 % interval", colour=OKABE_ITO[0], marker="o"),
     drawing.handle("chosen by inner error", colour="black", marker="o", dashes="", filled=False, size=9),
     drawing.handle("measured ± 1.96 s.e.", colour=drawing.HELD_OUT, dashes=DASHES[1]),
+  ]
+  drawing.legend(figure, handles)
+  return figure
+
+
+def resamples(
+  draws: Mapping[str, Array], best: Mapping[str, float], *, pairs: Sequence[tuple[str, str]], labels: Mapping[str, str]
+) -> Figure:
+  """Resampled parameters, name -> [S], against each other for each of the `pairs`, with the fitted value `best`."""
+  figure, panels = drawing.new_figure(rows=len(pairs), height=1.0 + 2.2 * len(pairs))
+  for axes, (x, y) in zip(panels, pairs, strict=True):
+    axes.plot(
+      draws[x],
+      draws[y],
+      linestyle="",
+      marker=".",
+      markersize=3,
+      color=OKABE_ITO[0],
+      alpha=0.35,
+      zorder=3,
+      rasterized=True,
+    )
+    axes.plot(
+      best[x],
+      best[y],
+      linestyle="",
+      marker="X",
+      markersize=9,
+      color=drawing.HELD_OUT,
+      markeredgecolor="black",
+      zorder=5,
+    )
+    for name, limit in ((x, axes.set_xlim), (y, axes.set_ylim)):
+      low, high = np.quantile(draws[name], [0.005, 0.995])
+      low, high = min(low, best[name]), max(high, best[name])
+      margin = 0.08 * (high - low) or 0.1
+      limit(low - margin, high + margin)
+    axes.set_xlabel(labels[x])
+    axes.set_ylabel(labels[y])
+  handles = [
+    drawing.handle("a resample", colour=OKABE_ITO[0], marker=".", dashes="", size=6),
+    drawing.handle("the fit", colour=drawing.HELD_OUT, marker="X", dashes="", size=8),
   ]
   drawing.legend(figure, handles)
   return figure

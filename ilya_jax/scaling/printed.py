@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ilya_jax.scaling.document import variables
 from ilya_jax.scaling.drawing import short
 from ilya_jax.scaling.sections import Family
 
@@ -18,7 +19,9 @@ def summary(title: str, families: Sequence[Family]) -> str:
   widths = [max(len(row[k]) for row in rows) for k in range(len(_HEADER))]
   lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
   lines.insert(1, "-" * max(len(line) for line in lines))
-  lines.append("The first law of a family has the smallest inner error, that on fitted runs alone; error: predicted / measured - 1.")
+  lines.append(
+    "The first law of a family has the smallest inner error, that on fitted runs alone; error: predicted / measured - 1."
+  )
   return "\n".join([title, *lines])
 
 
@@ -29,6 +32,8 @@ def _rows(family: Family) -> list[tuple[str, ...]]:
     form = records[name]
     points = (form.get("held_out") or {}).get("points") or []
     predicted, error = "", ""
+    if variables(form) in ("N", "D"):  # a law of the longest trainings or of the largest sizes does not know this run
+      points = []
     if len(points) == 1:
       predicted = _with_interval(points[0]["predicted"], points[0].get("low"), points[0].get("high"))
       error = f"{100 * (points[0]['predicted'] / points[0]['loss'] - 1):+.1f} %"

@@ -21,6 +21,7 @@ from ilya_jax.scaling.sweep import Sweep
 from ilya_jax.scaling.table import Table
 
 _PIXELS_PER_INCH = 100  # of the sizes told to the browser; it scales the drawing to the column
+_NAMED = 6  # failed or missing cells that stand at the top; the table has all
 
 
 def report_sweep(sweep: Sweep, sweep_dir: Path, *, failed: Mapping[str, str], partial: str | None) -> None:
@@ -74,12 +75,13 @@ def _notices(sweep: Sweep, runs: Sequence[Run], *, failed: Mapping[str, str], pa
   texts = []
   if partial:
     texts.append(f"Partial: this report covers the cells selected by --only {partial!r} and those finished before.")
-  for run in runs:
-    if run.cell.id in failed:
-      texts.append(f"Failed: cell {document.cell_words(run)}: {failed[run.cell.id]}")
+  broken = [run for run in runs if run.cell.id in failed]
+  texts += [f"Failed: cell {document.cell_words(run)}: {failed[run.cell.id]}" for run in broken[:_NAMED]]
+  if len(broken) > _NAMED:
+    texts.append(f"Failed: {len(broken) - _NAMED} more cells, see the table of cells.")
   missing = [run for run in runs if run.cell.id not in failed and run.state.get("state") != "done"]
   if missing:
-    named = "; ".join(document.cell_words(run) for run in missing[:8]) + ("; …" if len(missing) > 8 else "")
+    named = "; ".join(document.cell_words(run) for run in missing[:_NAMED]) + ("; …" if len(missing) > _NAMED else "")
     texts.append(f"Missing: {len(missing)} of {len(runs)} cells are not done and are left out: {named}.")
   if "size" in sweep.notes:
     texts.append(f"Note: {sweep.notes['size']}.")
@@ -92,11 +94,15 @@ def report_fit(fitted: FittedTable, table: Table, out: Path, *, formats: Sequenc
   table: the rows that were fitted, held out and dropped. formats: of html, json, svg, png. Other files of the folder
   stay. Prints the laws with their exponents, and the held-out prediction where rows were held out.
   """
-  unit = "nats per token" if "bits_per_byte" in table.labels else "as in the table"
+  unit = "nats per token" if "bits_per_byte" in table.columns else "as in the table"
   family = table_family(fitted, table, name="fit", unit=unit)
   building = _fresh_folder(out / "report")
   draw = _drawer(building / "figures", formats=formats)
-  made = [*overview.table_sections(family), sections.family_section(family, draw=draw), overview.checklist_section([family])]
+  made = [
+    *overview.table_sections(family),
+    sections.family_section(family, draw=draw),
+    overview.checklist_section([family]),
+  ]
   if "json" in formats:
     _write_json(building / "fit.json", fitted.result)
   if "html" in formats:

@@ -22,7 +22,11 @@ def family_section(family: Family, *, draw: Draw) -> Section:
     table = document.sensitivity_table(best)
     if table is not None:
       parts.append(Part(f"What moves the {best['form']} fit", f"{name}-sensitivity", tables=[table]))
-    parts += [_other_part(family, form, draw) for form in family.result["forms"][1:]]
+    others = family.result["forms"][1:]
+    parts += [_other_part(family, form, draw) for form in others if len(document.variables(form)) > 1]
+    single = [form for form in others if len(document.variables(form)) == 1]
+    if single:
+      parts.append(_single_part(family, single, draw))
   return Section(document.family_title(name), name, parts)
 
 
@@ -81,7 +85,9 @@ def _law_figures(family: Family, form: Mapping[str, Any], draw: Draw) -> list[Pi
 
 def _chosen_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
   sentence = document.held_out_sentence(form, family.measured.loss_unit)
-  others = [other for other in family.result["forms"] if len(document.variables(other)) == len(document.variables(form))]
+  others = [
+    other for other in family.result["forms"] if len(document.variables(other)) == len(document.variables(form))
+  ]
   left_out = f"{form['inner_clusters']} of the largest fitted runs or trunks left out in turn"
   if form["inner_mape"] is None:
     choice = f"There are too few points to leave some out in turn, so {form['form']} was chosen by AICc."
@@ -98,27 +104,60 @@ def _starts_notice(form: Mapping[str, Any]) -> list[str]:
   share = (form.get("starts") or {}).get("share_at_best")
   if share is None or share >= 0.5:
     return []
-  return [f"Only {100 * share:.0f} % of the starts of {form['form']} ended at its best optimum: take its parameters with care."]
+  return [
+    f"Only {100 * share:.0f} % of the starts of {form['form']} ended at its best optimum: take its parameters with care."
+  ]
 
 
 def _test_part(family: Family, draw: Draw) -> Part:
+  """How every law that can predict the held-out run did, and how far the chosen law's parameters are determined."""
   figures = []
-  held = family.measured.take("held_out")
-  records = {form["form"]: form for form in family.result["forms"]}
-  points = {name: ((records[name].get("held_out") or {}).get("points") or [None])[0] for name in family.result["ranking"]}
-  if len(held.loss) == 1 and all(points.values()):
-    rows = [[p["predicted"], *(np.nan if p.get(side) is None else p[side] for side in ("low", "high"))] for p in points.values() if p]
+  held, name = family.measured.take("held_out"), family.name
+  points = {
+    form["form"]: ((form.get("held_out") or {}).get("points") or [None])[0]
+    for form in family.result["forms"] if document.variables(form) not in ("N", "D")
+  }  # fmt: skip
+  if len(held.loss) == 1 and points and all(points.values()):
+    rows = [
+      [p["predicted"], *(np.nan if p.get(side) is None else p[side] for side in ("low", "high"))]
+      for p in points.values()
+      if p
+    ]
     figure = plots.predictions_by_form(
       list(points), np.array(rows, np.float64), measured=float(held.loss[0]), measured_se=float(held.loss_se[0]),
       unit=family.measured.loss_unit,
     )  # fmt: skip
     figures.append(draw(
-      f"{family.name}_held_out", figure, "The held-out run, predicted by every form",
-      "Dots are predictions made from the fitted runs alone, bars their 95 % intervals, best inner error at the top. The "
-      "dashed line is the measured loss, its shade the uncertainty of the evaluation. A good law covers the dashed line.",
+      f"{name}_held_out", figure, "The held-out run, predicted by every law",
+      "Dots are predictions made from the fitted runs alone, bars their 95 % bands for one new run, best inner error at the "
+      "top. The dashed line is the measured loss, its shade the uncertainty of the evaluation. A good law covers it.",
     ))  # fmt: skip
-  return Part("Test on the held-out run" if family.has_held_out else "Comparison of the forms", f"{family.name}-test",
-              figures=figures, tables=[document.ranking_table(family.result)])  # fmt: skip
+  figures += _resample_figure(family, draw)
+  notes = [family.test_note] if family.test_note else []
+  title = "Test on the held-out run" if family.has_held_out else "Comparison of the laws"
+  return Part(title, f"{name}-test", text=notes, figures=figures, tables=[document.ranking_table(family.result)])
+
+
+def _resample_figure(family: Family, draw: Draw) -> list[Picture]:
+  best = family.best
+  law = family.laws[best["form"]] if best is not None else None
+  if best is None or law is None or law.draws is None:
+    return []
+  parameters = best["parameters"]
+  powers = [name for name in parameters if name.startswith(("alpha", "beta"))]
+  pairs = [(powers[0], powers[1])] if len(powers) > 1 else []
+  if "E" in parameters:
+    pairs.append((powers[0], "E"))
+  if not pairs:
+    return []
+  labels = {name: f"Exponent {document.plain_symbol(name)} (no unit)" for name in powers}
+  labels["E"] = f"Floor E ({family.measured.loss_unit})"
+  figure = plots.resamples(law.draws.parameters, parameters, pairs=pairs, labels=labels)
+  return [draw(
+    f"{family.name}_resamples", figure, f"What the runs say of the parameters of {law.name}",
+    "Each dot is the law refitted to one resample of the runs. A small round cloud means well determined; a long thin one means that "
+    "the two parameters can be traded for each other.",
+  )]  # fmt: skip
 
 
 def _errors_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
@@ -146,6 +185,17 @@ def _other_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
               figures=_law_figures(family, form, draw), tables=[document.parameter_table(form)])  # fmt: skip
 
 
+def _single_part(family: Family, forms: Sequence[Mapping[str, Any]], draw: Draw) -> Part:
+  """The laws of one variable together: each describes some of the runs."""
+  text = (
+    "Each of these knows one of N, D and C and is fitted to the runs that the other two bind least. They give the exponents "
+    "that Kaplan et al. 2020 print; they are no rivals of the laws of N and D."
+  )
+  figures = [figure for form in forms for figure in _law_figures(family, form, draw)]
+  return Part("Laws of one variable", f"{family.name}-single", notices=[n for form in forms for n in _starts_notice(form)], text=[text],
+              figures=figures, tables=[document.single_table(forms)])  # fmt: skip
+
+
 def families_section(families: Sequence[Family], *, draw: Draw) -> Section:
   """Several families over each other."""
   figures = []
@@ -158,4 +208,6 @@ def families_section(families: Sequence[Family], *, draw: Draw) -> Section:
       f"to {rule}, with 95 % bands: the lower line is the better buy, unless the bands overlap.",
     ))  # fmt: skip
   both = " and ".join(document.family_title(family.name) for family in families)
-  return Section("Families compared", "families", [Part(text=[f"{both}, trained and tested on the same text."], figures=figures)])
+  return Section(
+    "Families compared", "families", [Part(text=[f"{both}, trained and tested on the same text."], figures=figures)]
+  )

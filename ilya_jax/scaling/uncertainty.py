@@ -1,9 +1,9 @@
-"""Intervals of a fitted law by resampling: clusters of rows (runs that share a trunk), or their residuals where few.
+"""Intervals of a fitted law by resampling: whole clusters of rows (runs that share a trunk) drawn with replacement.
 
-With more than 16 clusters whole clusters are drawn with replacement (case bootstrap). With fewer, such resamples often
-lack the sizes that a law needs, and intervals are too short; then every row keeps its place and each cluster's
-residuals are multiplied by one weight of Webb's six-point distribution (wild cluster bootstrap: Cameron, Gelbach,
-Miller 2008; Webb 2014), after a correction sqrt(n / (n - P)) for the residuals' having been fitted.
+A resample that lacks the distinct values that a law needs is drawn again and counted. Measured on synthetic tables of 5
+sizes x 4 lengths with correlated noise in a trunk (Chinchilla, Kaplan 1.5; 60 to 120 tables each), nominal 95 %
+intervals cover 93 to 100 % so; a wild bootstrap of the residuals, often advised where clusters are few, covers 72 to 98 %
+there, because rows that a law fits exactly have no residual left to flip.
 
 Axis letters: S resamples, n rows, P parameters.
 """
@@ -19,10 +19,8 @@ from ilya_jax.scaling.laws import FORMS
 
 Array = np.ndarray
 
-FEW_CLUSTERS = 16
 _FEWEST_CLUSTERS = 4  # with fewer, rows are resampled one by one
 LEVEL = 0.95
-_WEBB = np.sqrt(np.array([0.5, 1.0, 1.5]))
 _TOO_WIDE = 10.0  # an interval of a positive parameter that spans this factor does not identify it
 
 
@@ -46,22 +44,14 @@ def resample(fit: Fit, *, clusters: Sequence[Any], count: int, seed: int = 0) ->
   unit = "cluster"
   if groups < _FEWEST_CLUSTERS:
     which, groups, unit = np.arange(rows), rows, "row, for want of clusters"
-  inflated = fit.residuals * np.sqrt(rows / max(rows - parameters, 1))
-  redrawn = 0
-  if groups > FEW_CLUSTERS:
-    method = f"case bootstrap by {unit}, percentile"
-    weights, redrawn = _case_weights(fit, which, rng, count=count)
-    targets = None
-  else:
-    method = f"wild bootstrap by {unit} (Webb weights), percentile"
-    signs = rng.choice([-1.0, 1.0], (count, groups)) * rng.choice(_WEBB, (count, groups))
-    weights = np.ones((1, rows))
-    targets = np.log(points.loss) - fit.residuals + signs[:, which] * inflated
+  weights, redrawn = _case_weights(fit, which, rng, count=count)
   delta = objectives.SMOOTHED_LAD if fit.objective == "lad" else fit.delta
-  made = objectives.problem(form, points, weights=weights, targets=targets, objective=fit.objective, delta=delta)
+  made = objectives.problem(form, points, weights=weights, objective=fit.objective, delta=delta)
   low, high = starts.bounds(form, points)
   found = newton.minimise(made.value, made.derivatives, theta=np.tile(fit.theta, (count, 1)), low=low, high=high)
+  inflated = fit.residuals * np.sqrt(rows / max(rows - parameters, 1))  # for their having been fitted
   noise = rng.choice(inflated, count) * rng.choice([-1.0, 1.0], count)
+  method = f"case bootstrap by {unit}, percentile"
   return Draws(form.decode(found.theta, points.centre), found.theta, noise, method, redrawn)
 
 

@@ -1,0 +1,94 @@
+"""Oracles of the laws: published values, limits, gradients against central differences, conversion of parameters."""
+
+import numpy as np
+import pytest
+
+from ilya_jax.scaling.laws import FORMS
+
+PRINTED = {  # constants that are all identified on the table below
+  "kaplan_n": {"N_c": 8.8e13, "alpha_N": 0.076},
+  "kaplan_d": {"D_c": 5.4e13, "alpha_D": 0.095},
+  "kaplan_c": {"C_c": 3.1e8 * 8.64e19, "alpha_C": 0.050},
+  "kaplan_nd": {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103},
+  "kaplan_nd_floor": {"E": 1.2, "N_c": 6.4e11, "D_c": 1.8e11, "alpha_N": 0.2, "alpha_D": 0.3},
+  "chinchilla": {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28},
+  "power_floor": {"E": 1.5, "N_c": 1e9, "alpha_N": 0.3},
+}
+CENTRE = {"N": 18.0, "D": 22.0, "C": 42.0}
+
+
+def _logs(rng, form):
+  return {v: rng.uniform(-3.0, 3.0, 12) for v in form.variables}
+
+
+def test_every_form_is_tried():
+  assert set(PRINTED) == set(FORMS)
+
+
+@pytest.mark.parametrize(
+  ("form", "at", "expected"),
+  [
+    ("kaplan_n", {"N": [1e6, 1e9]}, [4.0159, 2.3756]),
+    ("kaplan_d", {"D": [1e8]}, [3.5041]),
+    ("kaplan_nd", {"N": [1e8], "D": [1e9]}, [2.95673]),
+  ],
+)
+def test_published_values(form, at, expected):
+  loss = FORMS[form].loss(PRINTED[form], **{v: np.array(x) for v, x in at.items()})
+  np.testing.assert_allclose(loss, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_gradient_equals_central_differences(name):
+  form, rng = FORMS[name], np.random.default_rng(0)
+  logs = _logs(rng, form)
+  theta = form.encode(PRINTED[name], CENTRE)[None] * rng.uniform(0.9, 1.1, (5, len(form.parameters)))
+  jacobian = form.log_loss(theta, logs)[1]
+  h = 1e-5
+  for k in range(theta.shape[1]):
+    step = np.zeros(theta.shape[1])
+    step[k] = h
+    difference = (form.log_loss(theta + step, logs)[0] - form.log_loss(theta - step, logs)[0]) / (2 * h)
+    np.testing.assert_allclose(jacobian[:, k], difference, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_decode_inverts_encode_at_any_centre(name):
+  form = FORMS[name]
+  theta = form.encode(PRINTED[name], CENTRE)
+  decoded = form.decode(theta, CENTRE)
+  for key, value in PRINTED[name].items():
+    np.testing.assert_allclose(decoded[key], value, rtol=1e-12)
+  logs = {v: np.array([1.5]) for v in form.variables}
+  natural = {v: np.exp(1.5 + CENTRE[v]) for v in form.variables}
+  centred = np.exp(form.log_loss(theta[None], logs)[0][0, 0])
+  np.testing.assert_allclose(form.loss(PRINTED[name], **natural), centred, rtol=1e-12)
+
+
+def test_written_formulas():
+  N, D = np.array([3e6, 2e9]), np.array([5e8, 7e10])
+  p = PRINTED["chinchilla"]
+  np.testing.assert_allclose(
+    FORMS["chinchilla"].loss(p, N=N, D=D), p["E"] + p["A"] / N ** p["alpha"] + p["B"] / D ** p["beta"], rtol=1e-12
+  )
+  p = PRINTED["kaplan_nd_floor"]
+  bracket = (p["N_c"] / N) ** (p["alpha_N"] / p["alpha_D"]) + p["D_c"] / D
+  np.testing.assert_allclose(FORMS["kaplan_nd_floor"].loss(p, N=N, D=D), p["E"] + bracket ** p["alpha_D"], rtol=1e-12)
+
+
+def test_kaplan_joint_law_tends_to_its_one_variable_laws():
+  p = PRINTED["kaplan_nd"]
+  N = np.array([1e6, 1e9])
+  limit = FORMS["kaplan_n"].loss({"N_c": p["N_c"], "alpha_N": p["alpha_N"]}, N=N)
+  np.testing.assert_allclose(FORMS["kaplan_nd"].loss(p, N=N, D=1e40), limit, rtol=1e-12)
+  limit = FORMS["kaplan_d"].loss({"D_c": p["D_c"], "alpha_D": p["alpha_D"]}, D=N)
+  np.testing.assert_allclose(FORMS["kaplan_nd"].loss(p, N=1e60, D=N), limit, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_laws_fall_in_all_of_their_variables(name):
+  form = FORMS[name]
+  for v in form.variables:
+    at = {u: np.full(9, np.exp(CENTRE[u])) for u in form.variables}
+    at[v] = at[v] * np.geomspace(1e-3, 1e3, 9)
+    assert (np.diff(form.loss(PRINTED[name], **at)) < 0).all()
