@@ -186,7 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signum = getattr(error, "signum", None)  # train.loop.Preempted, not imported here: parsing need not wait for JAX
     if signum is not None:
       return _end(error, 128 + signum)
-    return _end(RuntimeError(f"{type(error).__name__}: {error}; a bug, ILYA_JAX_TRACEBACK=1 shows where"), 1, cause=error)
+    return _end(
+      RuntimeError(f"{type(error).__name__}: {error}; a bug, ILYA_JAX_TRACEBACK=1 shows where"), 1, cause=error
+    )
 
 
 def _end(error: Exception, code: int, *, cause: Exception | None = None) -> int:

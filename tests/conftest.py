@@ -54,9 +54,3 @@ def small_run(text_folder):
     return load_config(spec, {**common, **overrides})
 
   return make
-
-
-def pytest_terminal_summary(terminalreporter):
-  terminalreporter.write_line("NOTE FROM THE LEAD (07:50): I wrote ilya_jax/scaling/{uncertainty,optimal,table,fitting}.py myself. "
-    "Helper on laws/fit: do NOT write or overwrite those; write tests/scaling/test_laws.py, test_fit.py, test_uncertainty.py, test_optimal.py "
-    "(oracles of the card, coverage) against them, then report. Helper on the report: use ilya_jax.scaling.fitting.fit_table(...) NOW.")

@@ -48,7 +48,9 @@ def prepared(member, text_folder, **overrides):
     "eval.tokens": 512, "steps": 12, "log_every": 1, "execution.tensorboard": False, "execution.steps_per_dispatch": 4,
     "schedule.warmup_steps": 2, "mesh.data": 1, "schedule.name": "constant",
   }  # fmt: skip
-  config = load_config(f"{ROOT}/configs/{member.partition(':')[0]}.py:{member.partition(':')[2]}", {**small, **overrides})
+  config = load_config(
+    f"{ROOT}/configs/{member.partition(':')[0]}.py:{member.partition(':')[2]}", {**small, **overrides}
+  )
   task, source, _ = prepare(config)
   return config, task, source
 
@@ -153,7 +155,9 @@ def test_ten_steps_on_one_batch_lower_the_loss_in_one_trace_and_seeds_decide(mem
     return task.loss(*args, **kwargs)
 
   batch = source.batch(0, split="train")
-  fixed = source._replace(batch=lambda step, *, split: batch, info={**source.info, "fingerprint": f"one batch {id(traces)}"})
+  fixed = source._replace(
+    batch=lambda step, *, split: batch, info={**source.info, "fingerprint": f"one batch {id(traces)}"}
+  )
   programs = make_programs(config, task=task._replace(loss=counted), source=fixed)
   batches = jax.device_put(jax.tree.map(lambda leaf: np.stack([leaf] * 4), batch), programs.batches_sharding)
   rates = np.full(4, config.optim.learning_rate, np.float32)

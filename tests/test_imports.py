@@ -25,14 +25,8 @@ ALLOWED = {
   "cli": {"*"},
 }
 PURE = (
-  "laws",
-  "fit",
-  "uncertainty",
-  "optimal",
-  "table",
-  "newton",
-  "counting",
-)  # of scaling: no flax, no optax, no train
+  "laws", "fit", "uncertainty", "optimal", "table", "newton", "objectives", "starts", "search", "rows", "counting",
+)  # fmt: skip  # of scaling: no flax, no optax, no train
 FORBIDDEN_IN_PURE = {"flax", "optax", "orbax", "ml_collections", "ilya_jax.train", "ilya_jax.models", "ilya_jax.tasks"}
 
 

@@ -32,7 +32,9 @@ def get_sweep(arg: str = "") -> dict:
   transformer = {"family": "transformer", "config": "configs/transformer_lm.py:tiny", "set": common}
   lstm = {"family": "lstm", "config": "configs/lstm_lm.py:tiny", "set": common}
   held_out = {"model.d_model": largest[0], "optim.learning_rate": _transformer_rate(largest[0]), "steps": largest[1]}
-  notes = {"learning rate": "by a rule: 8e-3 (16 / width)^0.55 for the Transformer, 1.6e-2 (16 / width)^0.5 for the LSTM"}
+  notes = {
+    "learning rate": "by a rule: 8e-3 (16 / width)^0.55 for the Transformer, 1.6e-2 (16 / width)^0.5 for the LSTM"
+  }
   if arg == "quick":
     notes["size"] = "this quick variant is too small to trust: it shows the machinery, not a law"
   return {

@@ -10,7 +10,7 @@ _SMALL = {
 
 def get_sweep(arg: str = "") -> dict:
   """The sweep."""
-  transformer = {"family": "transformer", "config": "configs/transformer_lm.py:tiny"}
+  transformer: dict = {"family": "transformer", "config": "configs/transformer_lm.py:tiny"}
   widths = {"model.d_model": [8, 16, 32], "optim.learning_rate": [2e-2, 1.4e-2, 1e-2]}
   groups = [
     {**transformer, "set": _SMALL, "axes": [widths, {"steps": [40, 80, 160]}]},

@@ -130,7 +130,7 @@ def parameter_table(form: Mapping[str, Any]) -> Table:
       verdict = "yes" if known else "no interval"
     rows.append(Row([symbol(name), number(value), interval(known.get("low"), known.get("high")), verdict]))
   starts, objective = form.get("starts") or {}, form.get("objective") or {}
-  some = next(iter((form.get("intervals") or {}).values()), {})
+  some: Mapping[str, Any] = next(iter((form.get("intervals") or {}).values()), {})
   second = starts.get("second_optimum")
   note = f"{form['n_points']} points. Objective: {objective.get('name')}"
   note += f" with δ = {objective['delta']:g}" if objective.get("name") == "huber" else ""
@@ -207,9 +207,12 @@ def held_out_sentence(form: Mapping[str, Any], unit: str) -> str:
   band = ""
   if point.get("low") is not None:
     band = f" (95 % band {loss_text(point['low'])} to {loss_text(point['high'])})"
+  sizes = [f"{short(point[q])} {what}" for q, what in (("N", "parameters"), ("D", "tokens")) if q in point]
+  nats = f" {unit}" if unit.startswith("nats") else ""
+  named = f"the held-out run of {' and '.join(sizes)}" if sizes else "the held-out run"
+  ratio = f", {number(held['c_ratio'], 2)} times the compute of the largest fitted run," if held.get("c_ratio") else ""
   return (
-    f"For the held-out run of {short(point['N'])} parameters and {short(point['D'])} tokens, {number(held.get('c_ratio'), 2)} "
-    f"times the compute of the largest fitted run, it predicted {loss_text(point['predicted'])} {unit}{band}; measured: "
+    f"For {named}{ratio} it predicted {loss_text(point['predicted'])}{nats}{band}; measured: "
     f"{loss_text(point['loss'])}. Error: {percent(error, signed=True)}"
     + (f", {'inside' if inside else 'outside'} the band." if band else ".")
   )
@@ -241,9 +244,9 @@ def cell_table(runs: Sequence[Run], failed: Mapping[str, str], *, roles: Mapping
   header = ("cell", "family", "N", "D", "C (FLOP)", "learning rate", "seed", "loss ± s.e.", "bits per byte", "time",
             "trunk", "role", "state")  # fmt: skip
   note = (
-    "N: non-embedding parameters; D: training tokens; C: training FLOP. Loss: nats per token (per byte where the text is read as bytes) on the held-out text at the "
-    "end of the run, with its standard error over batches. Trunk: the constant-rate run whose checkpoint a cooldown began "
-    "from; time is what the cell itself took, hours or minutes:seconds."
+    "N: non-embedding parameters; D: training tokens; C: training FLOP. Loss: nats per token (per byte where the text is "
+    "read as bytes) on the held-out text at the end of the run, with its standard error over batches. Trunk: the "
+    "constant-rate run whose checkpoint a cooldown began from; time is what the cell itself took, hours or minutes:seconds."
   )
   return Table("Cells of the sweep", header, rows, ("cell", "family", "trunk", "role", "state"), note)
 

@@ -31,8 +31,8 @@ LABELS = {
 }
 HELD_OUT = "#D55E00"
 _WIDTH, _HEIGHT = 5.4, 4.2  # inches
-_LEVELS = 7  # curves of a figure at most
-STYLE = {
+MOST_LEVELS = 7  # curves of a figure at most
+STYLE: dict[Any, Any] = {
   "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9.5, "legend.fontsize": 8,
   "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.grid": True, "grid.color": "#e3e3e3",
   "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.5, "lines.markersize": 5, "legend.frameon": False,
@@ -64,12 +64,12 @@ def image(figure: Figure, *, kind: str, dots_per_inch: int = 200) -> bytes:
 
 
 def short(value: float) -> str:
-  """A count as 6.1k, 0.52M, 3.3G, or as 1.2e13 from a million million on."""
+  """A count as 6.14k, 524k, 3.3G, 1.2T, or as 1.2e+15 from there on."""
   if not np.isfinite(value) or value <= 0:
     return f"{value:g}"
-  if value >= 1e12 or value < 1e-2:
+  if value >= 1e15 or value < 1e-2:
     return f"{value:.2g}"
-  for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+  for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
     if value >= 0.9995 * size:
       return f"{value / size:.3g}{letter}"
   return f"{value:.3g}"
@@ -88,11 +88,10 @@ def levels(values: Array) -> tuple[Array, Array]:
   """
   logs = np.log(np.asarray(values, np.float64))
   distinct, which = np.unique(np.round(logs, 6), return_inverse=True)
-  if len(distinct) > _LEVELS:
-    edges = np.linspace(logs.min(), logs.max(), _LEVELS)[1:-1]
-    used, which = np.unique(np.digitize(logs, edges), return_inverse=True)
-    distinct = np.array([logs[which == k].mean() for k in range(len(used))])
-  return np.exp(distinct), which
+  if len(distinct) > MOST_LEVELS:
+    edges = np.linspace(logs.min(), logs.max(), MOST_LEVELS)[1:-1]
+    distinct, which = np.unique(np.digitize(logs, edges), return_inverse=True)
+  return np.exp([logs[which == k].mean() for k in range(len(distinct))]), which
 
 
 def scale_x(axes: Axes, values: Array, label: str) -> None:

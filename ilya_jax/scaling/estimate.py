@@ -59,7 +59,9 @@ def speeds(cells: Sequence[Cell], *, workers: int) -> dict[str, list[Speed]]:
     jax.config.update("jax_num_cpu_devices", len(share))
   found = {}
   for family in {cell.family: None for cell in cells}:
-    own = sorted((c for c in cells if c.family == family), key=lambda c: c.counts.units_per_step * c.counts.flops_per_unit)
+    own = sorted(
+      (c for c in cells if c.family == family), key=lambda c: c.counts.units_per_step * c.counts.flops_per_unit
+    )
     found[family] = [measure(cell) for cell in ([own[0], own[-1]] if len(own) > 1 else own)]
   return found
 
@@ -80,9 +82,13 @@ def print_plan(plan: Sweep, cells: Sequence[Cell], *, sweep_dir: Path, workers: 
   print(f"{'id':12}  {'family':12} {'role':8} {'N':>10} {'D':>10} {'C (FLOP)':>9} {'own time':>8}  overrides")
   for cell in cells:
     own = "done" if cell.id in done else clock(seconds_of(cell, known[cell.family]))
-    shown = ", ".join(f"{name}={value}" for name, value in cell.overrides.items() if name in ("seed", "steps") or "model." in name)
+    shown = ", ".join(
+      f"{name}={value}" for name, value in cell.overrides.items() if name in ("seed", "steps") or "model." in name
+    )
     role = "branch" if cell.trunk != cell.id else cell.role
-    print(f"{cell.id:12}  {cell.family:12} {role:8} {cell.counts.n:10,} {cell.units:10,} {cell.flops:9.2e} {own:>8}  {shown}")
+    print(
+      f"{cell.id:12}  {cell.family:12} {role:8} {cell.counts.n:10,} {cell.units:10,} {cell.flops:9.2e} {own:>8}  {shown}"
+    )
   if left:
     compiled = {shape_key(cell): known[cell.family][-1].compile_s for cell in left}
     each = [seconds_of(cell, known[cell.family]) for cell in left]

@@ -76,8 +76,8 @@ def sweep_family(sweep: Sweep, runs: Sequence[Run], *, family: str, sweep_dir: P
   )
   held = table.columns["role"] == "held_out"
   remarks, note = [], ""
-  if not held.any() and table.count >= _FEWEST_FOR_TEST:
-    held = np.arange(table.count) == int(table.values["C"].argmax())
+  if not held.any() and table.n_rows >= _FEWEST_FOR_TEST:
+    held = np.arange(table.n_rows) == int(table.values["C"].argmax())
     note = "No larger run was made for this family, so its run of largest compute was set aside from the fits instead."
   elif not held.any():
     remarks.append("No run was held out, and there are too few to set one aside.")
@@ -110,7 +110,7 @@ def table_family(fitted: FittedTable, table: Table, *, name: str, unit: str) -> 
 
 def measured_points(table: Table, part: Array, *, unit: str) -> plots.Measured:
   """The points of a table for the figures; quantities that it lacks are nan."""
-  missing = np.full(table.count, np.nan)
+  missing = np.full(table.n_rows, np.nan)
   N, D, C, errors = (table.values.get(name, missing) for name in ("N", "D", "C", "loss_se"))
   return plots.Measured(N, D, C, table.values["loss"], errors, part, unit)
 

@@ -12,6 +12,7 @@ The search is described in `search`; the tests compare it with scipy's minimiser
 Axis letters: n rows, P parameters.
 """
 
+import difflib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,7 +148,9 @@ def aicc(value: float, *, points: int, parameters: int, objective: str, delta: f
 def get_form(name: str) -> Form:
   """The form of this name; UserError names those there are."""
   if name not in FORMS:
-    raise UserError(f"form {name!r}", f"auto or one of {', '.join(FORMS)}", "change --form")
+    close = difflib.get_close_matches(name, FORMS, n=1)
+    hint = f", did you mean {close[0]}?" if close else ""
+    raise UserError(f"form {name!r}{hint}", f"auto or one of {', '.join(FORMS)}", "change --form")
   return FORMS[name]
 
 

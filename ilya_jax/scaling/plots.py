@@ -25,9 +25,17 @@ _VARIED = {"N": "D", "D": "N"}
 class Law(Protocol):
   """A fitted law as the figures need it: its form's name and equation, its variables, predictions, and 95 % bands."""
 
-  name: str
-  equation: str
-  variables: tuple[str, ...]
+  @property
+  def name(self) -> str:
+    """The form's name."""
+
+  @property
+  def equation(self) -> str:
+    """The form's equation."""
+
+  @property
+  def variables(self) -> tuple[str, ...]:
+    """Which of N, D, C it takes."""
 
   def predict(self, **variables: Array) -> Array:
     """The loss [k] at arrays [k] of its variables."""
@@ -66,7 +74,8 @@ class Measured(NamedTuple):
   def take(self, part: str) -> "Measured":
     """The points that play this part."""
     keep = self.part == part
-    return Measured(*[column[keep] for column in self[:6]], self.loss_unit)  # type: ignore[arg-type]
+    N, D, C, loss, errors, parts = (column[keep] for column in self[:6])
+    return Measured(N, D, C, loss, errors, parts, self.loss_unit)
 
   @property
   def C_6ND(self) -> Array:
@@ -144,7 +153,7 @@ def law_against(law: Law, measured: Measured, *, x: str) -> Figure:
   _points(axes, columns[x], measured, by=level, colours=colours)
   drawing.scale_x(axes, columns[x], LABELS[x])
   drawing.scale_loss(axes, measured.loss, measured.loss_unit)
-  handles = [
+  handles: list[Any] = [
     drawing.handle(
       f"{other} = {drawing.short(c)}", colour=colour, marker=MARKERS[k % len(MARKERS)], dashes=DASHES[k % len(DASHES)]
     )
@@ -191,7 +200,7 @@ def _by_size(measured: Measured) -> tuple[Array, list[str], list[Any]]:
   """The level of N of each point, a colour for each level, and their handles (not for what the stars alone have)."""
   centres, level = drawing.levels(measured.N)
   colours = drawing.ordered_colours(len(centres))
-  handles = [
+  handles: list[Any] = [
     drawing.handle(f"N = {drawing.short(c)}", colour=colour, marker=MARKERS[k % len(MARKERS)], dashes="")
     for k, (c, colour) in enumerate(zip(centres, colours, strict=True))
     if (measured.part[level == k] != "held_out").any()
@@ -262,7 +271,7 @@ def allocation(frontier: Frontier, measured: Measured) -> Figure:
     axes.set_ylabel(label)
     shown = np.concatenate([points, best[0]])
     axes.set_ylim(shown.min() / 2, shown.max() * 2)
-  handles = [
+  handles: list[Any] = [
     drawing.handle("compute-optimal", colour=OKABE_ITO[0]), drawing.handle("runs", colour="#8c8c8c", marker="o", dashes="", size=3),
     Patch(color="#e6e6df", linewidth=0, label="range of the runs"),
   ]  # fmt: skip
@@ -300,7 +309,7 @@ def predictions_by_form(
   axes.set_ylim(-0.7, len(names) - 0.3)
   axes.set_xlabel(f"Held-out loss ({unit})")
   axes.set_ylabel("Form of the law")
-  handles = [
+  handles: list[Any] = [
     drawing.handle("predicted, 95 % interval", colour=OKABE_ITO[0], marker="o"),
     drawing.handle("chosen by inner error", colour="black", marker="o", dashes="", filled=False, size=9),
     drawing.handle("measured ± 1.96 s.e.", colour=drawing.HELD_OUT, dashes=DASHES[1]),
@@ -343,7 +352,7 @@ def resamples(
       limit(low - margin, high + margin)
     axes.set_xlabel(labels[x])
     axes.set_ylabel(labels[y])
-  handles = [
+  handles: list[Any] = [
     drawing.handle("a resample", colour=OKABE_ITO[0], marker=".", dashes="", size=6),
     drawing.handle("the fit", colour=drawing.HELD_OUT, marker="X", dashes="", size=8),
   ]

@@ -27,7 +27,7 @@ def summary(title: str, families: Sequence[Family]) -> str:
 
 def _rows(family: Family) -> list[tuple[str, ...]]:
   records = {form["form"]: form for form in family.result["forms"]}
-  rows = []
+  rows: list[tuple[str, ...]] = []
   for name in family.result["ranking"]:
     form = records[name]
     points = (form.get("held_out") or {}).get("points") or []
@@ -44,7 +44,10 @@ def _rows(family: Family) -> list[tuple[str, ...]]:
     return [(family.name, "none", "; ".join(family.remarks), "", "")]
   held = family.measured.take("held_out")
   if len(held.loss) == 1:
-    size = f"N {short(held.N[0])}, D {short(held.D[0])}"
+    sizes = [
+      f"{name} {short(column[0])}" for name, column in (("N", held.N), ("D", held.D)) if math.isfinite(column[0])
+    ]
+    size = ", ".join(sizes) or f"C {held.C[0]:.2g} FLOP"
     se = f" +- {held.loss_se[0]:.3f}" if math.isfinite(held.loss_se[0]) else ""
     rows.append(("", "measured", size, f"{held.loss[0]:.3f}{se}", ""))
   elif not len(held.loss):

@@ -42,7 +42,7 @@ def held_out_rows(table: Table, options: Options) -> Array:
   if isinstance(wanted, np.ndarray):
     return wanted
   if wanted == "none":
-    return np.zeros(table.count, bool)
+    return np.zeros(table.n_rows, bool)
   text = str(wanted)
   if (text != "largest-compute" and not (text.isdigit() and int(text) >= 1)) or "C" not in table.values:
     got = f"--hold-out {wanted}" + ("" if "C" in table.values else " for a table without compute")
@@ -121,7 +121,7 @@ def rows_of_form(table: Table, rows: Array, name: str) -> Array:
   N, D, C = (table.values.get(v) for v in ("N", "D", "C"))
   if len(variables) == 2 or N is None or D is None or C is None:
     return rows
-  keep = np.zeros(table.count, bool)
+  keep = np.zeros(table.n_rows, bool)
   for k in np.flatnonzero(rows):
     if variables == ("N",):
       keep[k] = D[k] == D[rows & (N == N[k])].max()
@@ -162,7 +162,7 @@ def seed_spread(table: Table) -> float | None:
   if "seed" not in table.columns or not {"N", "D"} <= set(table.values):
     return None
   groups: dict[tuple[Any, ...], dict[str, float]] = {}
-  for k in range(table.count):
+  for k in range(table.n_rows):
     same = tuple(table.columns[name][k] for name in ("family", "lr", "batch") if name in table.columns)
     key = (table.values["N"][k], table.values["D"][k], *same)
     groups.setdefault(key, {})[table.columns["seed"][k]] = float(np.log(table.values["loss"][k]))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ilya_jax.scaling import document, plots
+from ilya_jax.scaling import document, drawing, plots
 from ilya_jax.scaling.document import Part, Picture, Section, percent
 from ilya_jax.scaling.families import Family
 
@@ -42,7 +42,9 @@ def _curves_part(family: Family, draw: Draw) -> Part:
       "become the better buy.",
     ))  # fmt: skip
   if len(measured.loss) and np.isfinite(measured.N).all() and np.isfinite(measured.C).all():
-    caption = "Final held-out losses against training compute, by size."
+    caption = (
+      "Final held-out losses against training compute, by size: at equal compute the lower point is the better choice."
+    )
     if family.frontier is not None:
       caption += (
         f" The line is the lowest loss that {family.frontier_of} allows when N and D are chosen best for a compute of 6ND, "
@@ -54,8 +56,12 @@ def _curves_part(family: Family, draw: Draw) -> Part:
   text = f"{count['fit']} points enter the fits"
   text += f", {count['dropped']} were dropped by the rule below" if count["dropped"] else ""
   text += f", {count['held_out']} held out" if count["held_out"] else ""
-  return Part("Loss against compute", f"{name}-curves", text=[f"{text}. Losses are in {measured.loss_unit}.", *family.remarks],
+  return Part("Loss against compute", f"{name}-curves", text=[f"{text}. {_losses_in(measured.loss_unit)}", *family.remarks],
               figures=figures)  # fmt: skip
+
+
+def _losses_in(unit: str) -> str:
+  return f"Losses are in {unit}." if unit.startswith("nats") else f"Losses are {unit}."
 
 
 def _law_figures(family: Family, form: Mapping[str, Any], draw: Draw) -> list[Picture]:
@@ -67,11 +73,15 @@ def _law_figures(family: Family, form: Mapping[str, Any], draw: Draw) -> list[Pi
   hollow = " Hollow points were dropped from the fit." if (family.measured.part == "dropped").any() else ""
   names = {"N": "parameters", "D": "training tokens", "C": "training compute"}
   if set(law.variables) == {"N", "D"}:
+    measured = family.measured
+    level = {"N": measured.D, "D": measured.N}  # of which a figure against the other has a line each
+    binned = {x: " Each line is at the middle of a range of values." if len(set(values)) > drawing.MOST_LEVELS else ""
+              for x, values in level.items()}  # fmt: skip
     return [
       draw(
         f"{family.name}_{law.name}_{x}", plots.law_against(law, family.measured, x=x), f"{law.name} against {names[x]}",
         f"Points are final losses, lines the law at each {'training length D' if x == 'N' else 'size N'}, shades its 95 % "
-        f"band. A point on its line is well described.{hollow}{stars}",
+        f"band. A point on its line is well described.{binned[x]}{hollow}{stars}",
       )
       for x in ("N", "D")
     ]  # fmt: skip

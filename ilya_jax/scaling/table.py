@@ -43,7 +43,7 @@ class Table(NamedTuple):
   record: dict[str, Any]
 
   @property
-  def count(self) -> int:
+  def n_rows(self) -> int:
     """How many rows (a tuple's own length is its number of fields)."""
     return len(self.row)
 
@@ -99,7 +99,7 @@ def read_table(
     },
     "units": {name: scales.get(name, 1.0) for name in ("N", "D", "C", "loss")},
     **table.record,
-    "rows": table.count,
+    "rows": table.n_rows,
     "dropped": [],
   }
   table = table._replace(record=record)
@@ -108,7 +108,7 @@ def read_table(
     table = table.take(np.array([_number(cell) == 1 for cell in final]), reason="not final (--final-only)")
   for condition in where:
     table = table.take(_holds(table, condition), reason=f"--where {condition!r} does not hold")
-  if not table.count:
+  if not table.n_rows:
     raise UserError(f"no row left of {record['rows']}", "rows that pass every filter", "relax --where or --final-only")
   _check_cells(table, derived=record["derived"])
   return drop_highest_losses(table, drop_highest) if drop_highest else table
@@ -214,7 +214,7 @@ def _read_one(file: Path, *, names: Mapping[str, str], scales: Mapping[str, floa
     known = {name: values.get(name) for name in ("N", "D", "C")}
     n, d, c = known["N"], known["D"], known["C"]
     with np.errstate(all="ignore"):
-      values[missing[0]] = 6.0 * n * d if c is None else c / (6.0 * (d if n is None else n))  # type: ignore[operator]
+      values[missing[0]] = 6.0 * n * d if c is None else c / (6.0 * (d if n is None else n))  # type: ignore[operator, assignment]
     derived = [f"{missing[0]} by C = 6 N D"]
   source = np.full(count, str(file), object)
   columns.setdefault("source", source)

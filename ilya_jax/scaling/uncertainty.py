@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ilya_jax.scaling import newton, objectives, starts
+from ilya_jax.scaling import search, starts
 from ilya_jax.scaling.fit import Fit
 from ilya_jax.scaling.laws import FORMS
 
@@ -45,10 +45,8 @@ def resample(fit: Fit, *, clusters: Sequence[Any], count: int, seed: int = 0) ->
   if groups < _FEWEST_CLUSTERS:
     which, groups, unit = np.arange(rows), rows, "row, for want of clusters"
   weights, redrawn = _case_weights(fit, which, rng, count=count)
-  delta = objectives.SMOOTHED_LAD if fit.objective == "lad" else fit.delta
-  made = objectives.problem(form, points, weights=weights, objective=fit.objective, delta=delta)
-  low, high = starts.bounds(form, points)
-  found = newton.minimise(made.value, made.derivatives, theta=np.tile(fit.theta, (count, 1)), low=low, high=high)
+  start = np.tile(fit.theta, (count, 1))
+  found = search.follow(form, points, theta=start, weights=weights, objective=fit.objective, delta=fit.delta)
   inflated = fit.residuals * np.sqrt(rows / max(rows - parameters, 1))  # for their having been fitted
   noise = rng.choice(inflated, count) * rng.choice([-1.0, 1.0], count)
   method = f"case bootstrap by {unit}, percentile"

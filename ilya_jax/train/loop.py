@@ -94,6 +94,7 @@ def train(config: ConfigDict, workdir: Path, *, trunk: Trunk | None = None, stop
   programs = make_programs(config, task=task, source=source)
   schedule = make_schedule(config.schedule, learning_rate=config.optim.learning_rate, steps=config.steps)
   learning_rates(schedule, first=0, last=1)
+  folder.check_continues(workdir, config, run=run)  # before the lock: what is refused is left as it was
   with folder.locked(workdir):
     folder.check_continues(workdir, config, run=run)
     finished = _finished(workdir, run=run)
@@ -322,7 +323,8 @@ class _Record:
     wall = self._wall()
     done = self._step - self._first
     left = (self._config.steps - self._step) * (wall - self._wall_before) / done if done else None
-    value = {"id": self._run, "state": state, "step": self._step, "steps": self._config.steps, "loss": self._loss if math.isfinite(self._loss) else None,
+    loss = self._loss if math.isfinite(self._loss) else None
+    value = {"id": self._run, "state": state, "step": self._step, "steps": self._config.steps, "loss": loss,
              "wall_s": round(wall, 3), "left_s": left, "updated": time.time(), **more}  # fmt: skip
     write_json(self._workdir / "status.json", value)
 

@@ -34,7 +34,7 @@ class Programs(NamedTuple):
   mesh: Mesh
   abstract_state: TrainState
   init: Callable[[jax.Array], TrainState]
-  steps: Callable[..., tuple[TrainState, PyTree]]
+  steps: Any  # jitted
   evaluate: Callable[..., PyTree]
   batch_sharding: Any
   batches_sharding: Any

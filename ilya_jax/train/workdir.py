@@ -29,8 +29,9 @@ def locked(workdir: Path) -> Iterator[None]:
 
   Raises UserError where the folder cannot be written or another process holds it.
   """
+  made = not workdir.exists()
+  new_lock = not (workdir / ".lock").exists()
   try:
-    made = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
   except OSError as error:
@@ -45,8 +46,9 @@ def locked(workdir: Path) -> Iterator[None]:
   try:
     yield
   except UserError:
-    if made and not any(entry.name != ".lock" for entry in workdir.iterdir()):
+    if new_lock:  # refused: nothing stays behind
       (workdir / ".lock").unlink()
+    if made and not any(workdir.iterdir()):
       workdir.rmdir()
     raise
   finally:

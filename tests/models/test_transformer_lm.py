@@ -67,7 +67,9 @@ def loss_and_grads(model, params, *, train=False, key=0):
 
 
 def assert_close(expected, got, *, atol):
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=atol), expected, got)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=atol), expected, got
+  )
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -82,7 +82,7 @@ def made(tmp_path_factory):
   for cell in cells:
     loss = float(law(cell.counts.n, cell.units) * np.exp(0.002 * rng.standard_normal()))
     write_run(root / "cells" / cell.id, cell, state="failed" if cell.id == failed else "done", loss=loss)
-  options = {"drop_shortest": True, "bootstrap": 60, "starts": 16, "target_compute": [1e12]}
+  options = {"drop_shortest": True, "bootstrap": 40, "starts": 6, "target_compute": [1e12]}
   sweep = Sweep("synthetic", cells, options, {"learning rate": "by hand <for each width>"})
   write_cells_csv(root, cells)
   return sweep, root, failed
@@ -148,7 +148,9 @@ def test_ids_are_unique_and_images_have_words(reported):
 
 
 def test_figures_have_units_and_legends(reported):
-  units = re.compile(r"parameters|tokens|Tokens per parameter|FLOP|nats per byte|%|Form of the law", re.IGNORECASE)
+  units = re.compile(
+    r"parameters|tokens|Tokens per parameter|FLOP|nats per byte|%|no unit|Form of the law", re.IGNORECASE
+  )
   for name, (figure, _, caption) in reported[4].items():
     assert figure.legends, name
     assert len(caption) > 60, name
@@ -210,40 +212,52 @@ def test_an_older_report_is_replaced_whole(made, reported, capsys):
   capsys.readouterr()
 
 
-@pytest.fixture
-def table(tmp_path):
-  """A CSV with two lengths of nearly the same size: A and B of a Chinchilla law cannot be told from it."""
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+  """(fit, table) of a CSV whose lengths are nearly the same: they do not tell B and beta of a Chinchilla law."""
   rng = np.random.default_rng(1)
-  path = tmp_path / "losses.csv"
+  path = tmp_path_factory.mktemp("table") / "losses.csv"
   lines = ["N,D,loss"]
   for N in (1e6, 2e6, 4e6, 8e6):
     for D in (1e8, 1.05e8, 1.1e8):
       lines.append(f"{N},{D},{law(N, D) * np.exp(0.02 * rng.standard_normal())}")
   path.write_text("\n".join(lines) + "\n")
-  return read_table([path])
+  table = read_table([path])
+  return fit_table(table, Options(form="chinchilla", bootstrap=30, starts=8)), table
 
 
-def test_unidentified_parameters_are_flagged_in_a_fit_of_a_table(table, tmp_path, capsys):
-  fitted = fit_table(table, Options(form="chinchilla", bootstrap=60, starts=16))
-  out = tmp_path / "out"
-  out.mkdir()
-  (out / "mine.txt").write_text("kept")
-  report.report_fit(fitted, table, out, formats=["html", "json", "svg"])
-  page = (out / "report.html").read_text()
-  assert "not identified: " in page
+def test_unidentified_parameters_are_flagged_in_a_fit_of_a_table(fitted, tmp_path, capsys):
+  (tmp_path / "mine.txt").write_text("kept")
+  report.report_fit(*fitted, tmp_path, formats=["html", "json"])
+  page = (tmp_path / "report.html").read_text()
+  assert re.search(r"<td[^>]*>not identified: ", page)
   assert "No run was held out" in page
-  assert (out / "mine.txt").read_text() == "kept"
-  assert json.loads((out / "fit.json").read_text())["ranking"] == ["chinchilla"]
-  assert list((out / "figures").glob("*.svg"))
-  assert not list((out / "figures").glob("*.png"))
-  assert "chinchilla" in capsys.readouterr().out
+  assert "data:image/svg+xml" in page
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["fit.json", "mine.txt", "report.html"]
+  assert json.loads((tmp_path / "fit.json").read_text())["ranking"] == ["chinchilla"]
+  out = capsys.readouterr().out
+  assert "chinchilla" in out
+  assert "no run held out" in out
 
 
-def test_formats_are_obeyed(table, tmp_path, capsys):
-  fitted = fit_table(table, Options(form="chinchilla", bootstrap=0, starts=16))
-  report.report_fit(fitted, table, tmp_path / "out", formats=["png"])
+def test_only_the_formats_asked_for_are_written(fitted, tmp_path, capsys):
+  report.report_fit(*fitted, tmp_path / "out", formats=["png"])
   assert [path.name for path in (tmp_path / "out").iterdir()] == ["figures"]
   assert {path.suffix for path in (tmp_path / "out" / "figures").iterdir()} == {".png"}
+  capsys.readouterr()
+
+
+@pytest.mark.parametrize("quantity", ["N", "C"])
+def test_a_table_of_one_quantity_has_a_report(quantity, tmp_path, capsys):
+  path = tmp_path / "losses.csv"
+  rows = [f"{x},{(8.8e13 / x) ** 0.076}" for x in np.geomspace(1e6, 1e9, 6)]
+  path.write_text("\n".join([f"{quantity},loss", *rows]) + "\n")
+  table = read_table([path])
+  hold_out = "largest-compute" if quantity == "C" else "none"
+  form = f"kaplan_{quantity.lower()}"
+  fit = fit_table(table, Options(form=form, bootstrap=0, starts=4, hold_out=hold_out))
+  report.report_fit(fit, table, tmp_path / "out", formats=["html"])
+  assert form in (tmp_path / "out" / "report.html").read_text()
   capsys.readouterr()
 
 
@@ -282,7 +296,7 @@ def test_branches_are_drawn_from_where_they_leave_their_trunk(made):
   [
     (0.34563, "0.3456"),
     (6.4e13, "6.40×10¹³"),
-    (-0.5, "−0.5"),
+    (-0.5, "−0.5000"),
     (1e-5, "1.00×10⁻⁵"),
     (None, "—"),
     (float("inf"), "∞"),

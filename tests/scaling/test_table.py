@@ -55,22 +55,22 @@ def test_mapped_names_may_hold_spaces_and_commas(tmp_path):
 )
 def test_conditions(tmp_path, condition, left):
   table = read_table([_write(tmp_path, PLAIN)], where=[condition])
-  assert table.count == left
+  assert table.n_rows == left
   assert len(table.record["dropped"]) == 3 - left
   assert all(condition in dropped["reason"] for dropped in table.record["dropped"])
 
 
 def test_conditions_can_leave_out_bad_rows(tmp_path):
   table = read_table([_write(tmp_path, PLAIN + "8e6,8e8,nan,c\n")], where=["loss<10"])
-  assert table.count == 3
+  assert table.n_rows == 3
   assert table.record["dropped"][0]["row"] == 4
 
 
 def test_drop_highest_keeps_what_is_strictly_below(tmp_path):
   text = "N,loss\n" + "".join(f"{n}e6,{loss}\n" for n, loss in zip(range(1, 7), (5, 4, 4, 3, 2, 1), strict=True))
   path = _write(tmp_path, text)
-  assert read_table([path], drop_highest=1).count == 5
-  assert read_table([path], drop_highest=2).count == 3  # the tie goes, too
+  assert read_table([path], drop_highest=1).n_rows == 5
+  assert read_table([path], drop_highest=2).n_rows == 3  # the tie goes, too
   with pytest.raises(UserError, match="drop-highest"):
     read_table([path], drop_highest=6)
 
@@ -83,7 +83,7 @@ def test_final_only(tmp_path):
 def test_several_tables_are_joined_with_their_source(tmp_path):
   first, second = _write(tmp_path, PLAIN), _write(tmp_path, PLAIN, "u.csv")
   table = read_table([first, second])
-  assert table.count == 6
+  assert table.n_rows == 6
   assert list(table.columns["source"]) == [str(first)] * 3 + [str(second)] * 3
   assert len(set(table.cluster)) == 4  # trunk a of one file is not trunk a of the other
   assert table.record["path"] == [str(first), str(second)]
@@ -91,7 +91,7 @@ def test_several_tables_are_joined_with_their_source(tmp_path):
 
 def test_sweep_directory_stands_for_its_cells(tmp_path):
   _write(tmp_path, PLAIN, "cells.csv")
-  assert read_table([tmp_path]).count == 3
+  assert read_table([tmp_path]).n_rows == 3
 
 
 @pytest.mark.parametrize(
