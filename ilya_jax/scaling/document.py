@@ -90,6 +90,8 @@ def percent(value: float | None, *, signed: bool = False) -> str:
   """A percentage with one or two decimals and a space that does not break, as −0.7 %."""
   if value is None or not math.isfinite(value):
     return "—"
+  if abs(value) >= 1000:
+    return f"{number(value, 2)}\u00a0%"
   return f"{value:{'+' if signed else ''}.{2 if abs(value) < 1 else 1}f}\u00a0%".replace("-", "−")
 
 

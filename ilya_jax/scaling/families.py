@@ -85,7 +85,7 @@ def sweep_family(sweep: Sweep, runs: Sequence[Run], *, family: str, sweep_dir: P
   try:
     fitted = fitting.fit_table(table, options)
   except UserError as error:
-    remarks.append(f"No law could be fitted: {error}.")
+    remarks.append(f"No law could be fitted: {str(error).partition(';')[0]}.")
     part = np.where(held, "held_out", "fit")
     return Family(family, measured_points(table, part, unit=unit), _NO_FIT, {}, {}, curves=drawn, remarks=remarks)
   made = table_family(fitted, table, name=family, unit=unit)

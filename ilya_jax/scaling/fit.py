@@ -176,13 +176,13 @@ def check_rows(form: Form, loss: Array, variables: dict[str, Any]) -> None:
 def why_not_identifiable(form: Form, loss: Array, variables: dict[str, Array]) -> tuple[str, str] | None:
   """What the rows lack for this form (what was got, what is needed), or None where they can determine it.
 
-  Needed: more rows than parameters; two values of every variable (three for a law with a floor and one variable); for
+  Needed: more rows than parameters; two values of every variable, three for a law with a floor; for
   a law of N and D, ln N and ln D not on one line (a constant D/N determines neither exponent).
   """
   count = len(form.parameters)
   if len(loss) <= count:
     return f"{len(loss)} rows for {form.name}", f"more rows than its {count} parameters"
-  need = 3 if form.names[0] == "E" and len(form.variables) == 1 else 2
+  need = 3 if form.names[0] == "E" else 2
   logs = []
   for v in form.variables:
     x = np.log(variables[v])

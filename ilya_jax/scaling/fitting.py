@@ -111,7 +111,7 @@ def fit_table(table: Table, options: Options) -> FittedTable:
     return name not in _JOINT, np.inf if inner is None else inner, aicc
 
   ranking = sorted(records, key=order)
-  for name in ranking:
+  for name in ranking[:1]:  # of the law that is chosen
     if name in _JOINT or len(laws) == 1:
       records[name]["sensitivity"] = sensitivity(
         table, kept, held, name=name, options=options, shortened=bool(dropping and dropping["dropped_lengths"])
@@ -297,7 +297,7 @@ def checklist(
   reasons = [each["reason"] for each in table.record["dropped"]]
   left_out = [f"{reasons.count(reason)}: {reason}" for reason in dict.fromkeys(reasons)]
   derived = table.record.get("derived")
-  counted = f"derived by C = 6 N D: {derived}; the others as in the table" if derived else "as in the table"
+  counted = f"{', '.join(derived)}; the others as in the table" if derived else "as in the table"
   if "N_total" in table.columns:
     counted = "N without embeddings, biases and norms; C by exact count of matrix products with attention and head"
   return {

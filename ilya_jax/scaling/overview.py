@@ -22,11 +22,7 @@ def headline_table(families: Sequence[Family]) -> Table:
     if best is None:
       rows.append(Row([document.family_title(family.name), "none could be fitted", *["—"] * 5]))
       continue
-    powers = [
-      f"{plain_symbol(name)} = {number(best['parameters'][name], 3)} "
-      f"{interval((best['intervals'].get(name) or {}).get('low'), (best['intervals'].get(name) or {}).get('high'), 3)}"
-      for name in best["parameters"] if name.startswith(("alpha", "beta"))
-    ]  # fmt: skip
+    powers = [_exponent(best, name) for name in best["parameters"] if name.startswith(("alpha", "beta"))]
     held = best.get("held_out") or {}
     points = held.get("points") or []
     point = points[0] if len(points) == 1 else {}
@@ -40,6 +36,15 @@ def headline_table(families: Sequence[Family]) -> Table:
   return Table(
     "Held-out loss, predicted and measured", header, rows, ("family", "law", "exponents with 95 % intervals")
   )
+
+
+def _exponent(form: Mapping[str, Any], name: str) -> str:
+  """An exponent with its interval, and a word where the points do not determine it."""
+  known = (form.get("intervals") or {}).get(name) or {}
+  text = (
+    f"{plain_symbol(name)} = {number(form['parameters'][name], 3)} {interval(known.get('low'), known.get('high'), 3)}"
+  )
+  return text + (" (not identified)" if known.get("identified") is False else "")
 
 
 def summary_section(runs: Sequence[Run], families: Sequence[Family]) -> Section:

@@ -19,6 +19,9 @@ def summary(title: str, families: Sequence[Family]) -> str:
   widths = [max(len(row[k]) for row in rows) for k in range(len(_HEADER))]
   lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
   lines.insert(1, "-" * max(len(line) for line in lines))
+  for family in families:
+    if not family.result["forms"]:
+      lines.append(f"{family.name}: {' '.join(family.remarks)}")
   lines.append(
     "The first law of a family has the smallest inner error, that on fitted runs alone; error: predicted / measured - 1."
   )
@@ -41,7 +44,7 @@ def _rows(family: Family) -> list[tuple[str, ...]]:
       predicted, error = f"{len(points)} points", f"{form['held_out']['mape']:.1f} %"
     rows.append(("" if rows else family.name, name, exponents(form), predicted, error))
   if not rows:
-    return [(family.name, "none", "; ".join(family.remarks), "", "")]
+    return [(family.name, "none", "see below", "", "")]
   held = family.measured.take("held_out")
   if len(held.loss) == 1:
     sizes = [

@@ -78,7 +78,7 @@ def interval(values: Array, *, level: float = LEVEL) -> tuple[float, float]:
 def parameter_intervals(fit: Fit, draws: Draws) -> dict[str, dict[str, Any]]:
   """Per parameter: method, level, low, high, identified, why (in words, "" where it is identified).
 
-  Not identified: the interval spans a factor of ten or more, or the parameter or a tenth of its draws lies at a bound
+  Not identified: the interval spans a factor of ten or more or nothing at all, or the parameter or a tenth of its draws lies at a bound
   of the search.
   """
   low, high = starts.bounds(FORMS[fit.form], fit.points)
@@ -89,6 +89,8 @@ def parameter_intervals(fit: Fit, draws: Draws) -> dict[str, dict[str, Any]]:
     why = ""
     if name in fit.at_bound or at_bound > 0.1:
       why = "at a bound of the search"
+    elif not bottom < top:
+      why = "the resamples do not differ: too few rows"
     elif not (np.isfinite(top) and bottom > 0 and top / bottom < _TOO_WIDE):
       why = "the interval spans a factor of 10 or more"
     intervals[name] = {
