@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from ilya_jax.config import load_config, load_file, without
 from ilya_jax.errors import UserError
+from ilya_jax.scaling.rows import Options
 from ilya_jax.task import Counts
 from ilya_jax.train.loop import prepare
 from ilya_jax.train.metrics import read_json, read_rows, write_json
@@ -77,6 +78,9 @@ def load_sweep(spec: str, *, overrides: Mapping[str, Any], flag: str = "sweep fi
   data = load_file(spec, function="get_sweep", flag=flag)
   if not isinstance(data, Mapping) or not data.get("groups") or not set(data) <= _SWEEP_KEYS:
     raise UserError(f"{spec} returns no sweep", f"a dict with {', '.join(sorted(_SWEEP_KEYS))}", flag)
+  unknown = set(data.get("fit", {})) - set(Options._fields)
+  if unknown:
+    raise UserError(f"fit option {sorted(unknown)[0]!r} in {spec}", f"one of {', '.join(Options._fields)}", flag)
   cells: dict[str, Cell] = {}
   for group in data["groups"]:
     if not {"family", "config"} <= set(group) <= _GROUP_KEYS:
