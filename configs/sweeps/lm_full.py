@@ -1,6 +1,6 @@
-"""The sweep for accelerators: GPT-2-form Transformers from 1 to 300 million parameters, three seeds, 20 % cooldowns.
+"""The sweep for accelerators: GPT-2-form Transformers from 1 to 250 million parameters, three seeds, 20 % cooldowns.
 
-Budget: about 2e20 FLOP, a few days on one H100; the text is the standard library's source unless
+Budget: 1.0e20 FLOP by formula, three days at 4e14 FLOP/s; not run yet. The text is the standard library's source unless
 `--config.data.name=tfds:c4/en` or another large one is given, which these lengths need (the report counts D_unique).
 """
 

@@ -1,4 +1,4 @@
-"""The smallest sweep that has everything: two families, trunks with branches, seeds, a held-out run; under a minute."""
+"""The smallest sweep that has everything: two families, trunks with branches, seeds, a held-out run; about a minute."""
 
 VARIANTS = ("",)
 

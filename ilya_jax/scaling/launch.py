@@ -39,7 +39,7 @@ class _Worker(NamedTuple):
 
 
 def default_workers() -> int:
-  """One process a core on a CPU (measured: faster than sharing), one process for all devices elsewhere."""
+  """One process a core on a CPU (measured: no slower than sharing), one process for all devices elsewhere."""
   return len(os.sched_getaffinity(0)) if on_cpu() else 1
 
 

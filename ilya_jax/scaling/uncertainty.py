@@ -2,7 +2,7 @@
 
 A resample that lacks the distinct values that a law needs is drawn again and counted. Measured on synthetic tables of 5
 sizes x 4 lengths with correlated noise in a trunk (Chinchilla, Kaplan 1.5; 60 to 120 tables each), nominal 95 %
-intervals cover 93 to 100 % so; a wild bootstrap of the residuals, often advised where clusters are few, covers 72 to 98 %
+intervals cover 92 to 100 % so; a wild bootstrap of the residuals, often advised where clusters are few, covers 55 to 98 %
 there, because rows that a law fits exactly have no residual left to flip.
 
 Axis letters: S resamples, n rows, P parameters.
