@@ -62,7 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.execution = ConfigDict()
   config.execution.steps_per_dispatch = 16
   config.execution.layer_unroll = 0  # layers unrolled in the compiled program; 0: all
-  config.execution.time_unroll = 5  # time steps unrolled in the recurrence
+  config.execution.time_unroll = 1  # time steps unrolled in the recurrence: more was slower on the CPU
   config.execution.tensorboard = True
 
   config.eval = ConfigDict()

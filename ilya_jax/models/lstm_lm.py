@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ilya_jax.errors import UserError
+from ilya_jax.nn.linear import Linear, tied_logits
 from ilya_jax.nn.lstm import LstmState, lstm_recurrence
 from ilya_jax.nn.precision import at_least_float32
 from ilya_jax.scaling import counting
@@ -61,7 +62,7 @@ class LstmLayer(nn.Module):
       return uniform(rng, shape, dtype) + self.forget_bias * forget
 
     gates = (4, self.d_model)
-    self.input = nn.DenseGeneral(gates, dtype=self.dtype, kernel_init=uniform, bias_init=bias_init)
+    self.input = Linear(gates, kernel_init=uniform, bias_init=bias_init, dtype=self.dtype)
     self.recurrent = _Kernel((self.d_model, *gates), uniform)
     self.drop = nn.Dropout(self.dropout)
 
@@ -88,7 +89,7 @@ class LstmLM(nn.Module):
   init_scale: float = 0.0
   dtype: jnp.dtype = jnp.float32
   layer_unroll: int = 0
-  time_unroll: int = 5
+  time_unroll: int = 1
 
   def __post_init__(self):
     _check(self)
@@ -117,7 +118,7 @@ class LstmLM(nn.Module):
     if self.tied:
       self.head_bias = self.param("head_bias", uniform, (self.vocab_size,))
     else:
-      self.head = nn.Dense(self.vocab_size, dtype=self.dtype, kernel_init=uniform, bias_init=uniform)
+      self.head = Linear((self.vocab_size,), kernel_init=uniform, bias_init=uniform, dtype=self.dtype)
 
   def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
     """tokens [B, T] (int) -> logits [B, T, V] (float32), from the zero state; `train` turns dropout on."""
@@ -129,7 +130,7 @@ class LstmLM(nn.Module):
     x, state = self.layers(x, state, train)
     x = self.drop(x, deterministic=not train)
     if self.tied:
-      logits = self.embed.attend(x)
+      logits = tied_logits(x, self.embed.embedding)
       logits = logits + self.head_bias.astype(logits.dtype)[None, None]
     else:
       logits = self.head(x)

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 
 from ilya_jax.errors import UserError
 from ilya_jax.nn.attention import causal_attention
+from ilya_jax.nn.linear import Linear, tied_logits
 from ilya_jax.nn.normalization import LayerNorm, RMSNorm
 from ilya_jax.nn.precision import at_least_float32
 from ilya_jax.nn.rotary import rotary_angles, rotate
@@ -80,20 +81,19 @@ class TransformerBlock(nn.Module):
   attention_blocks: int
 
   def setup(self):
-    def linear(features, axis=-1, std=self.init_std):
-      return nn.DenseGeneral(
-        features, axis=axis, use_bias=self.use_bias, dtype=self.dtype, kernel_init=nn.initializers.normal(std)
-      )
+    def linear(*features, axes=1, std=self.init_std):
+      init = nn.initializers.normal(std)
+      return Linear(features, axes=axes, use_bias=self.use_bias, kernel_init=init, dtype=self.dtype)
 
     residual_std = self.init_std * (2 * self.n_layers) ** -0.5  # GPT-2: 2 L sums into the residual stream
     self.attention_norm = _norm(self)
-    self.qkv = linear((3, self.n_heads, self.d_model // self.n_heads))
-    self.attention_out = linear(self.d_model, axis=(-2, -1), std=residual_std)
+    self.qkv = linear(3, self.n_heads, self.d_model // self.n_heads)
+    self.attention_out = linear(self.d_model, axes=2, std=residual_std)
     if self.qk_norm:
       self.query_norm = RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype)
       self.key_norm = RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype)
     self.mlp_norm = _norm(self)
-    self.mlp_in = linear((2 if self.activation == "swiglu" else 1, self.d_ff))
+    self.mlp_in = linear(2 if self.activation == "swiglu" else 1, self.d_ff)
     self.mlp_out = linear(self.d_model, std=residual_std)
     self.drop = nn.Dropout(self.dropout)
 
@@ -191,7 +191,7 @@ class TransformerLM(nn.Module):
     )
     self.final_norm = _norm(self)
     if not self.tied:
-      self.head = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init)
+      self.head = Linear((self.vocab_size,), use_bias=False, kernel_init=init, dtype=self.dtype)
 
   def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
     """tokens [B, T] (int) -> logits [B, T, V] (float32); `train` turns dropout on (stream "dropout")."""
@@ -219,8 +219,7 @@ class TransformerLM(nn.Module):
   def logits(self, x: jax.Array) -> jax.Array:
     """What the last layer wrote [B, T, D] -> logits [B, T, V] in float32 (float64 computation keeps float64)."""
     x = self.final_norm(x)
-    logits = self.embed.attend(x) if self.tied else self.head(x)
-    return at_least_float32(logits)
+    return at_least_float32(tied_logits(x, self.embed.embedding) if self.tied else self.head(x))
 
 
 def _norm(module: Any) -> nn.Module:

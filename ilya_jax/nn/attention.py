@@ -30,23 +30,25 @@ def causal_attention(
 
   Returns: [B, T, H, K] in the type of `value`. The softmax is computed in float32 at least.
   """
-  length, past = query.shape[1], key.shape[1] - query.shape[1]
+  query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # [B, H, T or S, K]
+  length, past = query.shape[2], key.shape[2] - query.shape[2]
   blocks = max(min(blocks, length), 1)
   bounds = [length * index // blocks for index in range(blocks + 1)]
   rows = [
-    _attend(query[:, start:stop], key[:, : past + stop], value=value[:, : past + stop], dropout=dropout)
+    _attend(query[:, :, start:stop], key[:, :, : past + stop], value=value[:, :, : past + stop], dropout=dropout)
     for start, stop in zip(bounds, bounds[1:], strict=False)
   ]
-  return rows[0] if blocks == 1 else jnp.concatenate(rows, axis=1)
+  return jnp.swapaxes(rows[0] if blocks == 1 else jnp.concatenate(rows, axis=2), 1, 2)
 
 
 def _attend(query: jax.Array, key: jax.Array, *, value: jax.Array, dropout: Callable | None) -> jax.Array:
-  length, seen, width = query.shape[1], key.shape[1], query.shape[-1]
-  scores = jnp.einsum("bthk,bshk->bhts", query * jnp.asarray(width**-0.5, query.dtype), key)
+  """[B, H, T, K] against [B, H, S, K] -> [B, H, T, K]; the batch axes come first, as every platform's products want."""
+  length, seen, width = query.shape[2], key.shape[2], query.shape[-1]
+  scores = jnp.einsum("bhtk,bhsk->bhts", query * jnp.asarray(width**-0.5, query.dtype), key)
   scores = at_least_float32(scores)
   visible = jnp.arange(seen)[None, :] <= jnp.arange(seen - length, seen)[:, None]  # [T, S]
-  weights = jax.nn.softmax(scores, axis=-1, where=jnp.broadcast_to(visible, scores.shape))
-  weights = weights.astype(value.dtype)
+  scores = jnp.where(visible[None, None], scores, -jnp.inf)
+  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
   if dropout is not None:
     weights = dropout(weights)
-  return jnp.einsum("bhts,bshk->bthk", weights, value)
+  return jnp.einsum("bhts,bhsk->bhtk", weights, value)

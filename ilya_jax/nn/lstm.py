@@ -10,6 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from ilya_jax.nn.linear import product_over_rows
+from ilya_jax.nn.varying import vary_alike
 
 
 class LstmState(NamedTuple):
@@ -20,19 +24,20 @@ class LstmState(NamedTuple):
 
 
 def lstm_step(state: LstmState, gates: jax.Array) -> tuple[LstmState, jax.Array]:
-  """One step: state and pre-activations [B, 4, D] -> new state, activated gates [B, 4, D].
+  """One step: state and pre-activations [B, 4 D] (i, f, g, o side by side) -> new state, activated gates [B, 4 D].
 
   c_t = f * c_{t-1} + i * g; h_t = o * tanh(c_t), with i, f, o = sigmoid and g = tanh of their pre-activations.
   """
-  i, f, o = (jax.nn.sigmoid(gates[:, index]) for index in (0, 1, 3))
-  g = jnp.tanh(gates[:, 2])
+  # One tanh serves all four, as sigmoid(x) = (1 + tanh(x / 2)) / 2; the barrier keeps it from being computed per use.
+  half = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], gates.dtype), gates.shape[1] // 4)[None]
+  gates = lax.optimization_barrier(half * jnp.tanh(half * gates) + (1 - half))
+  i, f, g, o = jnp.split(gates, 4, axis=1)
   cell = f * state.cell + i * g
-  return LstmState(cell, o * jnp.tanh(cell)), jnp.stack([i, f, g, o], axis=1)
+  return LstmState(cell, o * jnp.tanh(cell)), gates
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def lstm_recurrence(
-  inputs: jax.Array, recurrent: jax.Array, state: LstmState, unroll: int = 5
+  inputs: jax.Array, recurrent: jax.Array, state: LstmState, unroll: int = 1
 ) -> tuple[jax.Array, LstmState]:
   """Runs the recurrence; the input's part of the gates (with biases) is computed beforehand, for all steps at once.
 
@@ -45,6 +50,11 @@ def lstm_recurrence(
   Returns: hidden states [T, B, D] and the state after the last step. The derivative is that of the plain loop up to
   rounding: the loop backwards collects the gradients of the gates, and the gradient of `recurrent` is one product.
   """
+  return _recurrence(*vary_alike(inputs, recurrent, state), unroll)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _recurrence(inputs, recurrent, state, unroll):
   outputs, state, _ = _forward(inputs, recurrent, state, unroll)
   return outputs, state
 
@@ -54,11 +64,10 @@ def _forward(inputs, recurrent, state, unroll):
   matrix = recurrent.reshape(width, 4 * width)
 
   def step(state, inputs_t):
-    gates = inputs_t + (state.hidden @ matrix).reshape(inputs_t.shape)
-    state, gates = lstm_step(state, gates)
+    state, gates = lstm_step(state, inputs_t + state.hidden @ matrix)
     return state, (state.hidden, state.cell, gates)
 
-  state, (hidden, cell, gates) = jax.lax.scan(step, state, inputs, unroll=unroll)
+  state, (hidden, cell, gates) = lax.scan(step, state, inputs.reshape(*inputs.shape[:2], -1), unroll=unroll)
   return hidden, state, (cell, gates)
 
 
@@ -75,22 +84,21 @@ def _backward(unroll, saved, cotangents):
   previous_cell = jnp.concatenate([state.cell[None], cell[:-1]])  # [T, B, D]
   previous_hidden = jnp.concatenate([state.hidden[None], hidden[:-1]])
 
-  def step(carry, saved_t):
-    d_state, (d_output, gates_t, cell_t, previous_t) = carry, saved_t
-    i, f, g, o = (gates_t[:, index] for index in range(4))
+  def step(d_state, saved_t):
+    d_output, gates_t, cell_t, previous_t = saved_t
+    i, f, g, o = jnp.split(gates_t, 4, axis=1)
     squashed = jnp.tanh(cell_t)
     d_h = d_output + d_state.hidden
     d_c = d_state.cell + d_h * o * (1 - squashed * squashed)
-    d_gates = jnp.stack(
-      [d_c * g * i * (1 - i), d_c * previous_t * f * (1 - f), d_c * i * (1 - g * g), d_h * squashed * o * (1 - o)],
-      axis=1,
-    )  # [B, 4, D]
-    return LstmState(d_c * f, d_gates.reshape(-1, 4 * width) @ transposed), d_gates
+    parts = (d_c * g * i * (1 - i), d_c * previous_t * f * (1 - f), d_c * i * (1 - g * g), d_h * squashed * o * (1 - o))
+    # The barrier keeps steps that are written out from being fused into one another, each computing all later ones anew.
+    d_gates, d_cell = lax.optimization_barrier((jnp.concatenate(parts, axis=1), d_c * f))
+    return LstmState(d_cell, d_gates @ transposed), d_gates
 
   per_step = (d_hidden, gates, cell, previous_cell)
-  d_state, d_inputs = jax.lax.scan(step, LstmState(*d_final), per_step, reverse=True, unroll=unroll)
-  d_recurrent = jnp.einsum("tbk,tbgd->kgd", previous_hidden, d_inputs)
-  return d_inputs, d_recurrent, d_state
+  d_state, d_gates = lax.scan(step, LstmState(*d_final), per_step, reverse=True, unroll=unroll)  # [T, B, 4 D]
+  d_recurrent = product_over_rows(previous_hidden, d_gates)
+  return d_gates.reshape(*d_gates.shape[:2], 4, width), d_recurrent.reshape(recurrent.shape), d_state
 
 
-lstm_recurrence.defvjp(_save, _backward)
+_recurrence.defvjp(_save, _backward)

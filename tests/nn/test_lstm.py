@@ -4,23 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from ilya_jax.nn.lstm import LstmState, lstm_recurrence, lstm_step
 
 LENGTH, BATCH, WIDTH = 4, 3, 4
 
 
-def draw(seed, *, length=LENGTH):
+def draw(seed, *, batch=BATCH):
   rng = np.random.default_rng(seed)
-  inputs = rng.normal(size=(length, BATCH, 4, WIDTH))
+  inputs = rng.normal(size=(LENGTH, batch, 4, WIDTH))
   recurrent = rng.normal(size=(WIDTH, 4, WIDTH))
-  return inputs, recurrent, LstmState(*rng.normal(size=(2, BATCH, WIDTH)))
+  return inputs, recurrent, LstmState(*rng.normal(size=(2, batch, WIDTH)))
 
 
 def plain(inputs, recurrent, state):
   hidden = []
   for gates in inputs:
-    state, _ = lstm_step(state, gates + jnp.einsum("bk,kgd->bgd", state.hidden, recurrent))
+    gates = gates + jnp.einsum("bk,kgd->bgd", state.hidden, recurrent)
+    state, _ = lstm_step(state, gates.reshape(-1, 4 * WIDTH))
     hidden.append(state.hidden)
   return jnp.stack(hidden), state
 
@@ -56,6 +58,24 @@ def test_gradients_equal_plain_differentiation(unroll):
     expected = loss(plain)(*draw(1))
     got = loss(lambda *args: lstm_recurrence(*args, unroll))(*draw(1))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10), expected, got)
+
+
+def test_shared_weights_get_the_whole_gradient_from_devices_with_parts_of_the_batch():
+  inputs, recurrent, state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), draw(4, batch=4))
+  mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+  specs = (PartitionSpec(None, "data"), PartitionSpec(), LstmState(PartitionSpec("data"), PartitionSpec()))
+
+  def loss(inputs, recurrent, state):
+    state = LstmState(state.cell, jnp.zeros_like(state.cell))
+    return jnp.sum(lstm_recurrence(inputs, recurrent, state)[0] ** 3)
+
+  def parts(*args):
+    return jax.lax.psum(loss(*args), "data")
+
+  run = jax.shard_map(parts, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+  got = jax.jit(jax.grad(run, argnums=1))(inputs, recurrent, state)
+  expected = jax.jit(jax.grad(loss, argnums=1))(inputs, recurrent, state)
+  np.testing.assert_allclose(np.asarray(got), np.asarray(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_open_forget_and_closed_input_gate_keep_the_cell_bit_for_bit():

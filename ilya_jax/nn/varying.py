@@ -1,0 +1,24 @@
+"""Arguments of functions with their own derivative, made alike inside `jax.shard_map`."""
+
+from typing import Any
+
+import jax
+from jax import lax
+
+PyTree = Any
+
+
+def vary_alike(*trees: PyTree) -> tuple[PyTree, ...]:
+  """The same arrays, each marked as varying over every mesh axis that one of them varies over.
+
+  A derivative that is written by hand sees one device's part and returns one device's part of each gradient; the marking
+  is what sums these parts where the argument itself is the same on all devices. Outside `jax.shard_map`: no effect.
+  """
+  leaves = jax.tree.leaves(trees)
+  axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))
+
+  def cast(leaf):
+    missing = tuple(sorted(axes - jax.typeof(leaf).manual_axis_type.varying))
+    return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+  return jax.tree.map(cast, trees)
