@@ -79,7 +79,8 @@ def _contract_rows(a: jax.Array, b: jax.Array) -> jax.Array:
 def _product_on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
   """The narrower matrix on the left, transposed beforehand where it is wide.
 
-  XLA's CPU backend multiplies a^T b more slowly than a b (what this gains as a whole: experiments/LOG.md); the barriers keep it from turning these products back into that form.
+  XLA's CPU backend multiplies a^T b more slowly than a b (what this gains as a whole: experiments/LOG.md); the barriers
+  keep it from turning these products back into that form.
   """
   if a.shape[-1] > b.shape[-1]:
     return lax.optimization_barrier(_product_on_cpu(b, a)).T
