@@ -1,6 +1,8 @@
 """Checkpoints by Orbax: asynchronous, atomic, verified on the way back; the last few, the best, and those asked for."""
 
 import shutil
+import sys
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,13 +92,38 @@ def load_checkpoint(directory: Path, step: int, *, abstract: PyTree) -> tuple[Py
   leaves = jax.tree.leaves(abstract)
   replicated = leaves[0].sharding  # of the step, a scalar
   wanted = {"state": abstract, "checksum": jax.ShapeDtypeStruct((len(leaves),), np.uint32, sharding=replicated)}
+  _silence_abandoned_reads()
   try:
     payload = ocp.load_checkpointables(directory / str(step), {"run": wanted})["run"]
     found = np.asarray(checksum(payload["state"]))
   except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-    cause = error.__cause__ or error
-    lines = str(cause).strip().splitlines() or [""]
-    return None, f"{type(cause).__name__}: {lines[0][:120]}"
+    return None, _first_line(error.__cause__ or error)
   if not np.array_equal(found, np.asarray(payload["checksum"])):
     return None, "its checksum does not match"
   return payload["state"], None
+
+
+def _first_line(error: BaseException) -> str:
+  lines = str(error).strip().splitlines() or [""]
+  return f"{type(error).__name__}: {lines[0][:120]}"
+
+
+def _silence_abandoned_reads() -> None:
+  """Keeps Python from printing the reads that Orbax left waiting when another one failed, as each of them is freed.
+
+  They end on TensorStore's threads, after the event loop that waited for them was closed, some of them before the load
+  itself returns and some at a time that nothing here can wait for. So this holds from the first load on.
+  """
+  former = sys.unraisablehook
+  if getattr(former, "silences_orbax", False):
+    return
+
+  def hook(unraisable: Any) -> None:
+    code = getattr(unraisable.object, "cr_code", None)
+    abandoned = code is not None and "orbax" in code.co_filename
+    if not abandoned and str(unraisable.exc_value) != "Event loop is closed":
+      former(unraisable)
+
+  hook.silences_orbax = True  # type: ignore[attr-defined]
+  sys.unraisablehook = hook
+  warnings.filterwarnings("ignore", message="coroutine '.*_read_.*' was never awaited", category=RuntimeWarning)

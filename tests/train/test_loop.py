@@ -1,5 +1,7 @@
 """The loop: chunking, accumulation, devices, resuming, warm start, trunks and branches, bad endings."""
 
+import gc
+import shutil
 import signal
 
 import jax
@@ -135,8 +137,6 @@ def test_a_finished_run_is_not_run_again(plain, small_run, monkeypatch):
   assert train(config, workdir) == result
 
 
-# Orbax leaves coroutines unawaited when a file it reads is damaged.
-@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete_file", "delete_all"])
 def test_a_damaged_newest_checkpoint_falls_back(plain, small_run, tmp_path, capsys, damage):
   _, workdir, result = plain
@@ -153,11 +153,10 @@ def test_a_damaged_newest_checkpoint_falls_back(plain, small_run, tmp_path, caps
   elif damage == "delete_file":
     data.unlink()
   else:
-    import shutil
-
     shutil.rmtree(newest)
   capsys.readouterr()
   resumed = train(small_run(**{"checkpoint.every": 4}), tmp_path)
+  gc.collect()  # what the failed read left behind says nothing, now or later
   said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
   assert len(said) == (0 if damage == "delete_all" else 1)
   assert resumed.params_digest == result.params_digest
