@@ -47,6 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
   sweep.add_argument("--launcher", default="local", help="local (default)")
   sweep.add_argument("--workers", type=int, default=0, help="worker processes (default: one a core on a CPU, else one)")
   sweep.add_argument(
+    "--pack", type=int, default=1, help="cells of one shape and length trained side by side in one program (default 1)"
+  )
+  sweep.add_argument(
     "--only", metavar="PATTERN", help="cells to run: 'family=lstm,model.d_model=64', or the start of an id"
   )
   sweep.add_argument(
@@ -137,7 +140,7 @@ def _sweep(arguments: Any) -> int:
     raise UserError(f"--launcher {arguments.launcher}", "local", "--launcher")
   use_compilation_cache()
   return command.sweep(arguments.sweep, arguments.workdir, overrides=arguments.overrides, only=arguments.only,
-                       workers=arguments.workers, dry_run=arguments.dry_run)  # fmt: skip
+                       workers=arguments.workers, pack=arguments.pack, dry_run=arguments.dry_run)  # fmt: skip
 
 
 def _status(arguments: Any) -> int:

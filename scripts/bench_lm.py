@@ -156,9 +156,8 @@ def build_ours(preset: Preset) -> Callable[[int], None]:
     nonlocal state
     for start in range(0, count, STEPS_PER_DISPATCH):
       # The input pipeline is part of the step: every dispatch draws its batches anew.
-      batches, chunk_rates = next_chunk(
-        config, source, programs, rates, step=start % 64, end=start % 64 + STEPS_PER_DISPATCH
-      )
+      batches, chunk_rates = next_chunk(config, source, rates, step=start % 64, end=start % 64 + STEPS_PER_DISPATCH)
+      batches = jax.device_put(batches, programs.batches_sharding)
       state, metrics = programs.steps(state, batches, chunk_rates, np.int32(min(STEPS_PER_DISPATCH, count - start)))
     jax.block_until_ready((state, metrics))
 

@@ -19,9 +19,11 @@ def _say(line: str) -> None:
 
 
 def sweep(
-  spec: str, sweep_dir: Path, *, overrides: Mapping[str, Any], only: str | None, workers: int, dry_run: bool
+  spec: str, sweep_dir: Path, *, overrides: Mapping[str, Any], only: str | None, workers: int, pack: int, dry_run: bool
 ) -> int:
   """Runs every cell not yet finished, then fits and writes the report; returns the exit code."""
+  if pack < 1:
+    raise UserError(f"--pack {pack}", "a number of cells, 1 or more", "--pack")
   if workers < 0:
     raise UserError(f"--workers {workers}", "a number of processes, or 0 to choose", "--workers")
   sweep_dir = sweep_dir.absolute()
@@ -35,11 +37,15 @@ def sweep(
     return 0
   with locked(sweep_dir):
     record = sweeps.check_sweep_dir(sweep_dir, plan)
-    # The number of workers decides the threads of a cell, and so its rounding: a sweep keeps the one it began with.
+    # The number of workers decides the threads of a cell, and so its rounding, and so does a pack: a sweep keeps those
+    # it began with.
     workers = record["workers"] if record is not None else workers
-    sweeps.write_sweep_json(sweep_dir, plan, workers=workers)
+    packs = sweeps.make_packs(plan.cells, size=pack, kept=record["packs"] if record is not None else ())
+    sweeps.write_sweep_json(sweep_dir, plan, workers=workers, packs=packs)
+    packs = sweeps.needed(packs, cells)
+    cells = [cell for each in packs for cell in each]
     began = time.monotonic()
-    outcome = launch.run_cells(cells, sweep_dir, workers=workers, report=_say)
+    outcome = launch.run_packs(packs, sweep_dir, workers=workers, report=_say)
     measured = [cell for cell in plan.cells if sweeps.cell_state(sweep_dir, cell)["state"] == "done"]
     sweeps.write_cells_csv(sweep_dir, plan.cells)
     _say(f"{len(outcome.done)} of {len(cells)} cells done in {clock(time.monotonic() - began)}")

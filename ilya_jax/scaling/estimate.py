@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from ilya_jax.parallel.devices import on_cpu
-from ilya_jax.scaling.launch import own_flops, shape_key
-from ilya_jax.scaling.sweep import Cell, Sweep, cell_state
+from ilya_jax.scaling.sweep import Cell, Sweep, cell_state, own_flops
 from ilya_jax.train.loop import next_chunk, prepare
 from ilya_jax.train.metrics import clock
 from ilya_jax.train.programs import make_programs
@@ -35,7 +34,8 @@ def measure(cell: Cell) -> Speed:
   capacity = cell.config.execution.steps_per_dispatch
   rates = np.full(capacity, 1e-4, np.float32)
   state = programs.init(jax.numpy.uint32(0))
-  batches, chunk_rates = next_chunk(cell.config, source, programs, rates, step=0, end=min(capacity, cell.config.steps))
+  batches, chunk_rates = next_chunk(cell.config, source, rates, step=0, end=min(capacity, cell.config.steps))
+  batches = jax.device_put(batches, programs.batches_sharding)
   began = time.perf_counter()
   compiled = programs.steps.lower(state, batches, chunk_rates, np.int32(capacity)).compile()
   compile_s = time.perf_counter() - began
@@ -90,7 +90,7 @@ def print_plan(plan: Sweep, cells: Sequence[Cell], *, sweep_dir: Path, workers: 
       f"{cell.id:12}  {cell.family:12} {role:8} {cell.counts.n:10,} {cell.units:10,} {cell.flops:9.2e} {own:>8}  {shown}"
     )
   if left:
-    compiled = {shape_key(cell): known[cell.family][-1].compile_s for cell in left}
+    compiled = {cell.program: known[cell.family][-1].compile_s for cell in left}
     each = [seconds_of(cell, known[cell.family]) for cell in left]
     total = max((sum(each) + sum(compiled.values())) / workers, max(each))
     memory = max(speed.bytes for found in known.values() for speed in found) * min(workers, len(left))

@@ -7,20 +7,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from ilya_jax.config import RUNTIME_FIELDS, digest, load_config, without
+from ilya_jax.config import load_config
 from ilya_jax.errors import RunFailed, UserError
 from ilya_jax.parallel.devices import on_cpu, use_compilation_cache
-from ilya_jax.scaling.sweep import Cell, cell_folder, cell_state
-from ilya_jax.train.loop import SIGNALS, Preempted, Stop, Trunk, train
+from ilya_jax.scaling.sweep import Cell, cell_folder, cell_state, own_flops
+from ilya_jax.train.loop import SIGNALS, Job, Preempted, Stop, Trunk, train_pack
 from ilya_jax.train.metrics import clock, write_json
-from ilya_jax.train.optimizer import branch_step
 
 _KILLS_ALLOWED = 3  # times a cell may be killed from outside before it counts as failed
 _LOCK_WAIT_S = 20.0  # for a worker of an earlier start to notice that its sweep is gone
@@ -43,46 +42,53 @@ def default_workers() -> int:
   return len(os.sched_getaffinity(0)) if on_cpu() else 1
 
 
-def run_cells(cells: Sequence[Cell], sweep_dir: Path, *, workers: int, report: Callable[[str], None]) -> Outcome:
-  """Runs every cell that is not finished, trunks before their branches, the costliest first.
+def run_packs(
+  packs: Sequence[Sequence[Cell]], sweep_dir: Path, *, workers: int, report: Callable[[str], None]
+) -> Outcome:
+  """Runs every cell that is not finished, pack by pack, trunks before their branches, the costliest first.
 
   A failed or killed cell does not stop the others. Raises Preempted after a signal, once every worker saved its state.
   """
+  cells = [cell for pack in packs for cell in pack]
   by_id = {cell.id: cell for cell in cells}
-  done = [cell.id for cell in cells if cell_state(sweep_dir, cell)["state"] == "done"]
-  failed = {
-    c.id: cell_state(sweep_dir, c).get("error", "?") for c in cells if cell_state(sweep_dir, c)["state"] == "failed"
-  }
-  waiting = [cell for cell in cells if cell.id not in done and cell.id not in failed]
-  count = max(1, min(workers, len(waiting)))
+  states = {cell.id: cell_state(sweep_dir, cell) for cell in cells}
+  done = [name for name, state in states.items() if state["state"] == "done"]
+  failed = {name: state.get("error", "?") for name, state in states.items() if state["state"] == "failed"}
+  waiting = [pack for pack in packs if any(cell.id not in done and cell.id not in failed for cell in pack)]
   progress = _Progress(cells, done=done, report=report)
   if not waiting:
     return Outcome(done, failed)
-  pool = _Pool(count)
+  pool = _Pool(min(workers, len(waiting)), share=workers)
   kills: dict[str, int] = {}
   with Stop().listening() as stop, contextlib.closing(pool):
     while waiting or pool.busy:
-      for orphan in [c for c in waiting if c.trunk in failed]:
-        waiting.remove(orphan)
-        failed[orphan.id] = f"its trunk {orphan.trunk} failed"
+      for orphan in [cell for pack in waiting for cell in pack if cell.trunk in failed]:
+        failed.setdefault(orphan.id, f"its trunk {orphan.trunk} failed")
+      waiting = [pack for pack in waiting if any(cell.id not in done and cell.id not in failed for cell in pack)]
       for index in pool.idle():
-        cell = _next(waiting, done=done, shape=pool.shapes[index])
-        if cell is not None and stop.signum is None:
-          waiting.remove(cell)
-          pool.start(index, cell, _job(cell, sweep_dir, trunk=by_id.get(cell.trunk)))
+        pack = _next(waiting, done=done, failed=failed, program=pool.programs[index])
+        if pack is not None and stop.signum is None:
+          waiting.remove(pack)
+          pool.start(index, pack, [_job(cell, sweep_dir, trunk=by_id.get(cell.trunk), failed=failed) for cell in pack])
       if not pool.busy:
         break
-      for cell, state, line in pool.finished(timeout_s=0.5):
-        if state == "killed" and stop.signum is None and kills.setdefault(cell.id, 0) < _KILLS_ALLOWED:
-          kills[cell.id] += 1
-          waiting.append(cell)
-          report(f"cell {cell.id} was killed ({line}); it goes on from its last checkpoint")
-        elif state == "done":
-          done.append(cell.id)
-        elif state in ("failed", "killed"):
-          failed[cell.id] = line
-          _mark_failed(sweep_dir, cell, line)
-          report(f"cell {cell.id} failed: {line}")
+      for pack, outcomes in pool.finished(timeout_s=0.5):
+        first = pack[0].id
+        killed = any(state == "killed" for state, _ in outcomes)
+        if killed and stop.signum is None and kills.setdefault(first, 0) < _KILLS_ALLOWED:
+          kills[first] += 1
+          waiting.append(pack)
+          report(f"cell {first} was killed ({outcomes[0][1]}); it goes on from its last checkpoint")
+          continue
+        for cell, (state, line) in zip(pack, outcomes, strict=True):
+          if cell.id in failed or cell.id in done:
+            continue
+          if state == "done":
+            done.append(cell.id)
+          elif state in ("failed", "killed"):
+            failed[cell.id] = line
+            _mark_failed(sweep_dir, cell, line)
+            report(f"cell {cell.id} failed: {line}")
       progress.show(done=done, failed=failed, running=pool.running(), sweep_dir=sweep_dir)
       if stop.signum is not None:
         pool.signal(signal.SIGTERM)
@@ -91,33 +97,30 @@ def run_cells(cells: Sequence[Cell], sweep_dir: Path, *, workers: int, report: C
   return Outcome(done, failed)
 
 
-def _next(waiting: Sequence[Cell], *, done: Sequence[str], shape: str) -> Cell | None:
-  """The cell to start next: one whose program this worker has compiled, else the one with the costliest chain."""
-  ready = [cell for cell in waiting if cell.trunk == cell.id or cell.trunk in done]
+def _next(
+  waiting: Sequence[Sequence[Cell]], *, done: Sequence[str], failed: Mapping[str, str], program: str
+) -> Sequence[Cell] | None:
+  """The pack to start next: one whose program this worker has compiled, else the one with the costliest chain."""
+
+  def is_ready(cell: Cell) -> bool:
+    return cell.trunk == cell.id or cell.trunk in done or cell.id in failed
+
   costs: dict[str, float] = {}
-  for cell in waiting:
+  for cell in (cell for pack in waiting for cell in pack):
     costs[cell.trunk] = costs.get(cell.trunk, 0.0) + own_flops(cell)
-  return max(
-    ready, key=lambda cell: (cell.trunk != cell.id and shape_key(cell) == shape, costs[cell.trunk]), default=None
-  )
+
+  def urgency(pack: Sequence[Cell]) -> tuple[bool, float]:
+    return pack[0].trunk != pack[0].id and pack[0].program == program, sum(costs[cell.trunk] for cell in pack)
+
+  return max((pack for pack in waiting if all(is_ready(cell) for cell in pack)), key=urgency, default=None)
 
 
-def own_flops(cell: Cell) -> float:
-  """Training FLOP that the cell itself runs: a branch runs its cooldown alone."""
-  steps = cell.config.steps
-  if cell.trunk != cell.id:
-    steps -= branch_step(cell.config.schedule, steps=steps)
-  return steps * cell.counts.units_per_step * cell.counts.flops_per_unit
-
-
-def shape_key(cell: Cell) -> str:
-  """Cells with the same key share a compiled program."""
-  return digest(without(cell.config, RUNTIME_FIELDS))
-
-
-def _job(cell: Cell, sweep_dir: Path, *, trunk: Cell | None) -> dict[str, Any]:
+def _job(cell: Cell, sweep_dir: Path, *, trunk: Cell | None, failed: Mapping[str, str]) -> dict[str, Any]:
   branch = None if trunk is None or trunk.id == cell.id else Trunk(cell_folder(sweep_dir, trunk), trunk.id)
-  return {"spec": cell.spec, "overrides": cell.overrides, "workdir": cell_folder(sweep_dir, cell), "trunk": branch}
+  return {
+    "spec": cell.spec, "overrides": cell.overrides, "workdir": cell_folder(sweep_dir, cell), "trunk": branch,
+    "passenger": cell.id in failed,
+  }  # fmt: skip
 
 
 def _mark_failed(sweep_dir: Path, cell: Cell, line: str) -> None:
@@ -127,55 +130,58 @@ def _mark_failed(sweep_dir: Path, cell: Cell, line: str) -> None:
 
 
 class _Pool:
-  """Worker processes, each with one cell at a time; one that dies is replaced."""
+  """Worker processes, each with one pack of cells at a time; one that dies is replaced.
 
-  def __init__(self, count: int):
+  share: of how many parts of the cores a worker gets one. The number of its cores decides how a run is rounded,
+  so it must not depend on how many cells are left.
+  """
+
+  def __init__(self, count: int, *, share: int):
     cpus = sorted(os.sched_getaffinity(0))
-    self._shares = [cpus[index::count] or cpus for index in range(count)]
+    self._shares = [cpus[index::share] or cpus for index in range(count)]
     self._workers = [_spawn(share) for share in self._shares]
-    self._cells: list[Cell | None] = [None] * count
-    self.shapes = [""] * count
+    self._packs: list[Sequence[Cell]] = [()] * count
+    self.programs = [""] * count
 
   @property
   def busy(self) -> bool:
     """Whether any cell runs."""
-    return any(cell is not None for cell in self._cells)
+    return any(self._packs)
 
   def idle(self) -> list[int]:
     """Indices of workers without a cell."""
-    return [index for index, cell in enumerate(self._cells) if cell is None]
+    return [index for index, pack in enumerate(self._packs) if not pack]
 
   def running(self) -> list[Cell]:
     """The cells that run."""
-    return [cell for cell in self._cells if cell is not None]
+    return [cell for pack in self._packs for cell in pack]
 
-  def start(self, index: int, cell: Cell, job: dict[str, Any]) -> None:
-    """Gives a worker a cell."""
-    self._cells[index], self.shapes[index] = cell, shape_key(cell)
-    self._workers[index].connection.send(job)
+  def start(self, index: int, pack: Sequence[Cell], jobs: list[dict[str, Any]]) -> None:
+    """Gives a worker a pack."""
+    self._packs[index], self.programs[index] = pack, pack[0].program
+    self._workers[index].connection.send(jobs)
 
-  def finished(self, *, timeout_s: float) -> list[tuple[Cell, str, str]]:
-    """(cell, state, last line) of the cells that ended; waits at most `timeout_s` for one."""
-    handles = {self._workers[i].connection: i for i, cell in enumerate(self._cells) if cell is not None}
+  def finished(self, *, timeout_s: float) -> list[tuple[Sequence[Cell], list[tuple[str, str]]]]:
+    """Packs that ended, with (state, last line) of each cell; waits at most `timeout_s` for one."""
+    handles = {self._workers[i].connection: i for i, pack in enumerate(self._packs) if pack}
     ended = []
     for connection in wait(list(handles), timeout=timeout_s):
       index = handles[connection]  # type: ignore[index]
-      cell = self._cells[index]
-      assert cell is not None
+      pack = self._packs[index]
       try:
-        state, line = self._workers[index].connection.recv()
+        outcomes = self._workers[index].connection.recv()
       except (EOFError, OSError):
         self._workers[index].process.join()
-        state, line = "killed", f"exit code {self._workers[index].process.exitcode}"
-        self._workers[index], self.shapes[index] = _spawn(self._shares[index]), ""
-      self._cells[index] = None
-      ended.append((cell, state, line))
+        outcomes = [("killed", f"exit code {self._workers[index].process.exitcode}")] * len(pack)
+        self._workers[index], self.programs[index] = _spawn(self._shares[index]), ""
+      self._packs[index] = ()
+      ended.append((pack, outcomes))
     return ended
 
   def signal(self, signum: int) -> None:
     """Sends a signal to the workers that run a cell."""
-    for worker, cell in zip(self._workers, self._cells, strict=True):
-      if cell is not None and worker.process.is_alive():
+    for worker, pack in zip(self._workers, self._packs, strict=True):
+      if pack and worker.process.is_alive():
         os.kill(worker.process.pid, signum)
 
   def close(self) -> None:
@@ -198,7 +204,7 @@ def _spawn(cpus: Sequence[int]) -> _Worker:
 
 
 def _work(connection: Connection, cpus: Sequence[int], parent: int) -> None:
-  """A worker's life: takes cells until the connection closes; dies with the process that started it."""
+  """A worker's life: takes packs until the connection closes; dies with the process that started it."""
   os.sched_setaffinity(0, cpus)
   if on_cpu():
     jax.config.update("jax_num_cpu_devices", len(cpus))
@@ -210,29 +216,33 @@ def _work(connection: Connection, cpus: Sequence[int], parent: int) -> None:
   use_compilation_cache()
   while True:
     try:
-      job = connection.recv()
+      jobs = connection.recv()
     except (EOFError, OSError):
       return
-    connection.send(_run_job(job, stop))
+    connection.send(_run_jobs(jobs, stop))
 
 
-def _run_job(job: dict[str, Any], stop: Stop) -> tuple[str, str]:
-  """(state, last line) of a cell."""
+def _run_jobs(jobs: Sequence[dict[str, Any]], stop: Stop) -> list[tuple[str, str]]:
+  """(state, last line) of each cell of a pack."""
   deadline = time.monotonic() + _LOCK_WAIT_S
   while True:
     try:
-      train(load_config(job["spec"], job["overrides"]), job["workdir"], trunk=job["trunk"], stop=stop)
-      return "done", ""
+      pack = [
+        Job(load_config(job["spec"], job["overrides"]), job["workdir"], job["trunk"], passenger=job["passenger"])
+        for job in jobs
+      ]
+      outcomes = train_pack(pack, stop=stop)
+      return [("failed", str(each)) if isinstance(each, RunFailed) else ("done", "") for each in outcomes]
     except Preempted as preempted:
-      return "preempted", str(preempted)
+      return [("preempted", str(preempted))] * len(jobs)
     except UserError as error:
       if "in use" not in str(error) or time.monotonic() > deadline:
-        return "failed", str(error)
+        return [("failed", str(error))] * len(jobs)
       time.sleep(0.5)
     except RunFailed as error:
-      return "failed", str(error)
+      return [("failed", str(error))] * len(jobs)
     except Exception as error:  # a bug in one cell must not end the others
-      return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
+      return [("failed", f"{type(error).__name__}: {error}".splitlines()[0])] * len(jobs)
 
 
 def _die_with(parent: int) -> None:

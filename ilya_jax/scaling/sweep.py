@@ -20,6 +20,7 @@ from ilya_jax.task import Counts
 from ilya_jax.train.loop import prepare
 from ilya_jax.train.metrics import read_json, read_rows, write_json
 from ilya_jax.train.optimizer import branch_step
+from ilya_jax.train.programs import program_key
 
 FORMAT = 1
 COLUMNS = (
@@ -35,7 +36,7 @@ class Cell(NamedTuple):
 
   overrides: what it changes in the config `spec`. role: "fit", "held_out" (grades the fits, never enters them) or
   "trunk" (a constant-rate run that cooldown branches start from; no cell of its own). trunk: the id of the run it
-  branches off, or its own.
+  branches off, or its own. program: what its compiled program depends on; cells with the same one share it.
   """
 
   id: str
@@ -47,6 +48,7 @@ class Cell(NamedTuple):
   config: ConfigDict
   counts: Counts
   d_unique: float  # different tokens (or examples) there are to train on; infinite where they are generated
+  program: str
 
   @property
   def units(self) -> int:
@@ -124,9 +126,9 @@ def make_cell(spec: str, overrides: Mapping[str, Any], *, family: str, role: str
   """The cell of a config with overrides."""
   config = load_config(spec, overrides, flag="a sweep group's config")
   task, source, run = prepare(config)
-  return Cell(
-    run, family, spec, dict(overrides), role, run, config, task.counts, source.info["d_unique_total"] or math.inf
-  )
+  unique = source.info["d_unique_total"] or math.inf
+  program = program_key(config, source)
+  return Cell(run, family, spec, dict(overrides), role, run, config, task.counts, unique, program)
 
 
 def _with_trunks(cells: list[Cell]) -> list[Cell]:
@@ -179,12 +181,51 @@ def select(cells: Sequence[Cell], pattern: str) -> list[Cell]:
   return [cell for cell in cells if cell in chosen or (cell.role == "trunk" and cell.id in trunks)]
 
 
+def own_flops(cell: Cell) -> float:
+  """Training FLOP that the cell itself runs: a branch runs its cooldown alone."""
+  steps = cell.config.steps
+  if cell.trunk != cell.id:
+    steps -= branch_step(cell.config.schedule, steps=steps)
+  return steps * cell.counts.units_per_step * cell.counts.flops_per_unit
+
+
+def make_packs(cells: Sequence[Cell], *, size: int, kept: Sequence[Sequence[str]] = ()) -> list[list[Cell]]:
+  """The cells in packs of at most `size`, each trained as one program; `kept` are packs, by id, of an earlier start.
+
+  Only runs of one program, length and pace of saving go together, and never a trunk with a branch.
+  """
+  by_id = {cell.id: cell for cell in cells}
+  packs = [[by_id[name] for name in pack] for pack in kept if all(name in by_id for name in pack)]
+  packed = {cell.id for pack in packs for cell in pack}
+  alike = defaultdict(list)
+  for cell in cells:
+    if cell.id not in packed:
+      checkpoint = {k: v for k, v in without(cell.config, ()).items() if k.startswith("checkpoint.")}
+      pace = [cell.program, cell.config.steps, cell.config.eval.every, checkpoint, cell.trunk == cell.id]
+      start = None if cell.trunk == cell.id else branch_step(cell.config.schedule, steps=cell.config.steps)
+      alike[json.dumps([*pace, start], default=list)].append(cell)
+  for members in alike.values():
+    packs += [members[k : k + size] for k in range(0, len(members), size)]
+  return packs
+
+
+def needed(packs: Sequence[list[Cell]], cells: Sequence[Cell]) -> list[list[Cell]]:
+  """The packs that running `cells` takes: a pack is run whole, and a branch needs its trunk."""
+  chosen = {cell.id for cell in cells}
+  while True:
+    taken = [pack for pack in packs if any(cell.id in chosen for cell in pack)]
+    wider = {name for pack in taken for cell in pack for name in (cell.id, cell.trunk)}
+    if wider <= chosen:
+      return taken
+    chosen |= wider
+
+
 def cell_folder(sweep_dir: Path, cell: Cell | str) -> Path:
   """The workdir of a cell."""
   return sweep_dir / "cells" / (cell if isinstance(cell, str) else cell.id)
 
 
-def sweep_record(sweep: Sweep, *, workers: int) -> dict[str, Any]:
+def sweep_record(sweep: Sweep, *, workers: int, packs: Sequence[Sequence[Cell]]) -> dict[str, Any]:
   """What sweep.json holds: the cells by id with their overrides, trunks, and how they were executed."""
   cells = {
     cell.id: {
@@ -197,7 +238,7 @@ def sweep_record(sweep: Sweep, *, workers: int) -> dict[str, Any]:
     "name": sweep.name,
     "format": FORMAT,
     "cells": cells,
-    "packs": [],
+    "packs": [[cell.id for cell in pack] for pack in packs if len(pack) > 1],
     "workers": workers,
     "fit": sweep.fit,
     "notes": sweep.notes,
@@ -261,6 +302,6 @@ def write_cells_csv(sweep_dir: Path, cells: Sequence[Cell]) -> Path:
   return path
 
 
-def write_sweep_json(sweep_dir: Path, sweep: Sweep, *, workers: int) -> None:
+def write_sweep_json(sweep_dir: Path, sweep: Sweep, *, workers: int, packs: Sequence[Sequence[Cell]]) -> None:
   """Writes sweep.json."""
-  write_json(sweep_dir / "sweep.json", sweep_record(sweep, workers=workers))
+  write_json(sweep_dir / "sweep.json", sweep_record(sweep, workers=workers, packs=packs))

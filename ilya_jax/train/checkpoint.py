@@ -3,7 +3,7 @@
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,23 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits for the save under way, then drops the checkpoints that need not be kept. Raises what the save raised."""
-    if self._saving is None:
-      return
-    saving, self._saving = self._saving, None
-    saving.result()
-    self._drop()
+    wait_all([self])
 
-  def _drop(self) -> None:
+  def finish(self) -> bool:
+    """Waits for the save under way; whether there was one. Raises what it raised."""
+    saving, self._saving = self._saving, None
+    if saving is not None:
+      saving.result()
+    return saving is not None
+
+  def remove_after(self, step: int) -> None:
+    """Removes the checkpoints of later steps."""
+    for later in self.steps():
+      if later > step:
+        shutil.rmtree(self.directory / str(later), ignore_errors=True)
+
+  def drop(self) -> None:
+    """Removes the checkpoints that need not be kept."""
     steps = self.steps()
     kept = set(steps[-self._keep :]) | self._keep_steps
     known = [step for step in steps if np.isfinite(self._losses.get(step, np.nan))]
@@ -84,6 +94,16 @@ class Checkpoints:
       say(f"checkpoint of step {step} is damaged ({problem}); falling back to the one before")
       shutil.rmtree(self.directory / str(step), ignore_errors=True)
     return None
+
+
+def wait_all(group: Sequence[Checkpoints]) -> None:
+  """Waits for the saves under way of runs that go on together, and only then drops what need not be kept.
+
+  So there is always a step that all of them have saved. Raises what a save raised.
+  """
+  saved = [checkpoints for checkpoints in group if checkpoints.finish()]
+  for checkpoints in saved:
+    checkpoints.drop()
 
 
 def load_checkpoint(directory: Path, step: int, *, abstract: PyTree) -> tuple[PyTree, str | None]:

@@ -3,11 +3,11 @@
 Every trainable model goes through `train`; nothing in it knows which one. A batch's life: DESIGN.md.
 """
 
-import math
+import json
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +20,15 @@ from ilya_jax.config import run_id
 from ilya_jax.errors import RunFailed, UserError
 from ilya_jax.task import Source, Task
 from ilya_jax.train import workdir as folder
-from ilya_jax.train.checkpoint import Checkpoints, load_checkpoint
+from ilya_jax.train.checkpoint import Checkpoints, load_checkpoint, wait_all
 from ilya_jax.train.evaluate import evaluate
-from ilya_jax.train.metrics import EventFile, MetricsFile, Progress, read_json, read_rows, say, write_json
+from ilya_jax.train.metrics import read_json, read_rows, say, write_json
 from ilya_jax.train.optimizer import branch_step, learning_rates, make_schedule
-from ilya_jax.train.programs import Programs, find_task, make_programs
+from ilya_jax.train.programs import Programs, find_task, make_programs, program_key, row
+from ilya_jax.train.record import Record
 from ilya_jax.train.state import TrainState, bytes_per_device, params_digest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-_STATUS_EVERY_S = 2.0
 
 
 class Preempted(Exception):
@@ -44,6 +44,15 @@ class Trunk(NamedTuple):
 
   workdir: Path
   run: str  # its id
+
+
+class Job(NamedTuple):
+  """What to train, where, and from which trunk. passenger: a run of a pack that failed earlier and only keeps its place."""
+
+  config: ConfigDict
+  workdir: Path
+  trunk: Trunk | None = None
+  passenger: bool = False
 
 
 class Result(NamedTuple):
@@ -89,58 +98,91 @@ def train(config: ConfigDict, workdir: Path, *, trunk: Trunk | None = None, stop
   Raises UserError on bad input (nothing is written), RunFailed where the loss is not finite or the disk is full, and
   Preempted after a signal, with the state saved.
   """
-  workdir = workdir.absolute()
-  task, source, run = prepare(config)
-  programs = make_programs(config, task=task, source=source)
-  schedule = make_schedule(config.schedule, learning_rate=config.optim.learning_rate, steps=config.steps)
-  learning_rates(schedule, first=0, last=1)
-  folder.check_continues(workdir, config, run=run)  # before the lock: what is refused is left as it was
-  with folder.locked(workdir):
-    folder.check_continues(workdir, config, run=run)
-    finished = _finished(workdir, run=run)
-    if finished is not None:
-      return finished
-    checkpoints = Checkpoints(
-      workdir / "checkpoints", keep=config.checkpoint.keep, keep_steps=config.checkpoint.keep_steps
+  (outcome,) = train_pack([Job(config, workdir, trunk)], stop=stop)
+  if isinstance(outcome, RunFailed):
+    raise outcome
+  return outcome
+
+
+def train_pack(jobs: Sequence[Job], *, stop: Stop | None = None) -> list[Result | RunFailed]:
+  """Trains runs of one shape side by side in one program, on a leading axis; one outcome each, in order.
+
+  They go step by step together, so steps and checkpoints must agree (UserError otherwise); seeds, rates and
+  trunks may differ. A run whose loss is not finite fails alone. In a pack of its own a run is rounded as it is without
+  one; in a larger one it may differ in the last bits, so that a pack must be resumed as the same pack: runs that
+  are finished by then, and passengers, keep their place. Raises as `train` does for what concerns all of them.
+  """
+  runs = [_Run(job) for job in jobs]
+  first = runs[0]
+  agreed = {json.dumps([run.program, *_pace(run.config)], default=list) for run in runs}
+  if len(agreed) > 1:
+    raise UserError(
+      "a pack of runs with different shapes, steps or checkpoints", "runs of one shape and length", "pack"
     )
-    checkpoints.remove_unfinished()
-    state, inherited = _start(config, programs, checkpoints=checkpoints, trunk=trunk)
-    write_json(workdir / "config.json", folder.config_record(config, run=run, data=dict(source.info)))
-    record = _Record(workdir, config=config, run=run, task=task, step=int(state.step), inherited=inherited)
-    checkpoints.remember({row["step"]: row["loss"] for row in record.rows if row["split"] == "eval"})
-    try:
-      with (stop or Stop()).listening() as stop:
-        state, evaluations = _run(config, state, programs=programs, source=source, schedule=schedule,
-                                  checkpoints=checkpoints, record=record, stop=stop)  # fmt: skip
-      final = params_digest(state.params)
-      record.status(
-        "done", evaluations=evaluations, params_digest=final, state_bytes_per_device=bytes_per_device(state)
-      )
-    except Preempted:
-      record.status("preempted")
-      raise
-    except (RunFailed, OSError) as error:
-      record.status("failed", error=str(error))
-      raise RunFailed(f"{error}; see {workdir}") from error
-    finally:
-      record.close()
-  return Result(run, config.steps, evaluations, final)
+  programs = make_programs(first.config, task=first.task, source=first.source, pack=len(runs))
+  with ExitStack() as locks:
+    for run in runs:  # before the locks: what is refused is left as it was
+      folder.check_continues(run.workdir, run.config, run=run.id)
+    for run in runs:
+      locks.enter_context(folder.locked(run.workdir))
+    for run in runs:
+      folder.check_continues(run.workdir, run.config, run=run.id)
+      run.outcome = RunFailed("failed before") if run.job.passenger else _finished(run.workdir, run=run.id)
+    active = [run for run in runs if run.outcome is None]
+    if active:
+      _train_together(runs, active, programs=programs, stop=stop or Stop())
+  return [run.outcome for run in runs if run.outcome is not None]
 
 
-def _run(config, state: TrainState, *, programs: Programs, source: Source, schedule, checkpoints: Checkpoints,
-         record: "_Record", stop: Stop) -> tuple[TrainState, dict[str, dict[str, float]]]:  # fmt: skip
-  """Step, log, evaluate, save, from the state's step to the last."""
-  step, evaluations = int(state.step), {}
-  rates = learning_rates(schedule, first=0, last=config.steps)
+def _pace(config: ConfigDict) -> tuple[Any, ...]:
+  """What decides when a run saves, evaluates and ends."""
+  return config.steps, config.eval.every, config.checkpoint.every, config.checkpoint.keep_steps
+
+
+def _train_together(runs: Sequence["_Run"], active: list["_Run"], *, programs: Programs, stop: Stop) -> None:
+  """From the newest step that all active runs have saved to the last; leaves an outcome in each of them."""
+  states = _start(active, programs)
+  if len({int(state.step) for state, _ in states.values()}) > 1:
+    raise RunFailed("the trunks of a pack end at different steps")
+  for run, (state, inherited) in states.items():
+    run.begin(int(state.step), inherited)
+  # Passengers take any state of this shape. The states before joining are not held on to.
+  state = programs.join([states[run if run in states else active[0]][0] for run in runs])
+  step = active[0].record.step
+  del states
+  try:
+    with stop.listening():
+      state = _run(runs, state, step=step, programs=programs, stop=stop)
+    for run, final in zip(runs, programs.split(state), strict=True):
+      if run.outcome is None:
+        run.finish(final)
+  except Preempted:
+    for run in active:
+      if run.outcome is None:
+        run.record.status("preempted")
+    raise
+  except OSError as error:
+    for run in active:
+      run.fail(error)
+  finally:
+    for run in active:
+      run.record.close()
+
+
+def _run(runs: Sequence["_Run"], state: TrainState, *, step: int, programs: Programs, stop: Stop) -> TrainState:
+  """Step, log, evaluate, save, until the last step or until no run is left."""
+  config = runs[0].config
   pending: Callable[[], None] | None = None
   saved = time.monotonic()
   while step < config.steps:
     end = next_boundary(config, step)
-    batches, chunk_rates = next_chunk(config, source, programs, rates, step=step, end=end)
-    state, metrics = programs.steps(state, batches, chunk_rates, np.int32(end - step))
+    drawn = [next_chunk(run.config, run.source, run.rates, step=step, end=end) for run in runs]
+    batches, rates = drawn[0] if len(runs) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+    batches = jax.device_put(batches, programs.batches_sharding)
+    state, metrics = programs.steps(state, batches, rates, np.int32(end - step))
     if pending is not None:
       pending()  # one chunk late, so that the device never waits for the host
-    pending = _logger(record, metrics, step=step, end=end)
+    pending = _logger(runs, metrics, step=step, end=end)
     step = end
     last = step == config.steps
     evaluate_now = last or (config.eval.every and step % config.eval.every == 0)
@@ -153,20 +195,28 @@ def _run(config, state: TrainState, *, programs: Programs, source: Source, sched
     )
     if evaluate_now or save_now:
       pending()
-      pending, loss = None, None
-      if evaluate_now:
-        evaluations = {split: evaluate(programs, state, source=source, split=split) for split in source.eval_batches}
-        loss = record.evaluated(step, evaluations)
-      if save_now:
-        checkpoints.save(step, state, loss=loss)
-        saved = time.monotonic()
+      pending = None
+      _evaluate_and_save(runs, state, step=step, programs=programs, evaluate_now=evaluate_now, save_now=save_now)
+      saved = time.monotonic() if save_now else saved
     if stop.signum is not None and not last:
-      checkpoints.wait()
+      wait_all([run.checkpoints for run in runs if run.outcome is None])
       raise Preempted(stop.signum)
-  checkpoints.wait()
-  if not evaluations:  # killed between the last save and the end: the evaluation stands in the log
-    evaluations = record.logged_evaluations(step)
-  return state, evaluations
+    if all(run.outcome is not None for run in runs):
+      break
+  wait_all([run.checkpoints for run in runs if run.outcome is None])
+  return state
+
+
+def _evaluate_and_save(
+  runs: Sequence["_Run"], state: TrainState, *, step: int, programs: Programs, evaluate_now: bool, save_now: bool
+) -> None:
+  if save_now:
+    wait_all([run.checkpoints for run in runs if run.outcome is None])  # all of the last save, before any of this one
+  for run, own in zip(runs, programs.split(state), strict=True):
+    if run.outcome is None:
+      loss = run.evaluate(programs, own, step=step) if evaluate_now else None
+      if save_now and run.outcome is None:
+        run.checkpoints.save(step, own, loss=loss)
 
 
 def next_boundary(config: ConfigDict, step: int) -> int:
@@ -177,10 +227,8 @@ def next_boundary(config: ConfigDict, step: int) -> int:
   return min(*ends, config.steps)
 
 
-def next_chunk(
-  config, source: Source, programs: Programs, rates: np.ndarray, *, step: int, end: int
-) -> tuple[Any, np.ndarray]:
-  """The batches (none for a traced source) and rates of steps step .. end-1, padded to the chunk's capacity."""
+def next_chunk(config, source: Source, rates: np.ndarray, *, step: int, end: int) -> tuple[Any, np.ndarray]:
+  """The batches (none for a traced source) and rates of steps step .. end-1, padded to the chunk's capacity; on the host."""
   capacity = config.execution.steps_per_dispatch
   chunk_rates = np.zeros(capacity, np.float32)
   chunk_rates[: end - step] = rates[step:end]
@@ -188,27 +236,96 @@ def next_chunk(
     return None, chunk_rates
   drawn = [source.batch(index, split="train") for index in range(step, end)]
   drawn += [drawn[-1]] * (capacity - len(drawn))
-  batches = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
-  return jax.device_put(batches, programs.batches_sharding), chunk_rates
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *drawn), chunk_rates
 
 
-def _logger(record: "_Record", metrics, *, step: int, end: int) -> Callable[[], None]:
+def _logger(runs: Sequence["_Run"], metrics, *, step: int, end: int) -> Callable[[], None]:
   """What reads the metrics of a chunk, once they are there."""
 
   def log():
-    record.trained(step, end, jax.device_get(metrics))
+    values = jax.device_get(metrics)
+    for index, run in enumerate(runs):
+      if run.outcome is None:
+        own = values if len(runs) == 1 else row(values, index)
+        with run.failing_alone():
+          run.record.trained(step, end, own)
 
   return log
 
 
-def _start(
-  config, programs: Programs, *, checkpoints: Checkpoints, trunk: Trunk | None
-) -> tuple[TrainState, list[dict]]:
-  """The state to go on from, and the metric rows that come with it: own checkpoint, trunk, other run, or afresh."""
-  abstract = programs.abstract_state
-  restored = checkpoints.restore(abstract, say=say)
-  if restored is not None:
-    return restored[1], []
+class _Run:
+  """A run of a pack while it is trained; `outcome` is None until it has ended."""
+
+  record: Record
+
+  def __init__(self, job: Job):
+    self.job, self.config, self.workdir = job, job.config, job.workdir.absolute()
+    self.task, self.source, self.id = prepare(job.config)
+    self.program = program_key(job.config, self.source)
+    schedule = make_schedule(job.config.schedule, learning_rate=job.config.optim.learning_rate, steps=job.config.steps)
+    self.rates = learning_rates(schedule, first=0, last=job.config.steps)
+    keep = {"keep": job.config.checkpoint.keep, "keep_steps": job.config.checkpoint.keep_steps}
+    self.checkpoints = Checkpoints(self.workdir / "checkpoints", **keep)
+    self.evaluations: dict[str, dict[str, float]] = {}
+    self.outcome: Result | RunFailed | None = None
+
+  def begin(self, step: int, inherited: list[dict]) -> None:
+    """Opens the run's files at `step`."""
+    record = folder.config_record(self.config, run=self.id, data=dict(self.source.info))
+    write_json(self.workdir / "config.json", record)
+    self.record = Record(self.workdir, config=self.config, run=self.id, task=self.task, step=step, inherited=inherited)
+    self.checkpoints.remember({row["step"]: row["loss"] for row in self.record.rows if row["split"] == "eval"})
+
+  def evaluate(self, programs: Programs, state: TrainState, *, step: int) -> float | None:
+    """Evaluates and logs; returns the loss on the first held-out set."""
+    with self.failing_alone():
+      sets = self.source.eval_batches
+      self.evaluations = {split: evaluate(programs, state, source=self.source, split=split) for split in sets}
+      return self.record.evaluated(step, self.evaluations)
+    return None
+
+  def finish(self, state: TrainState) -> None:
+    """Marks the run done."""
+    # Killed between the last save and the end, it finds its evaluation in the log.
+    evaluations = self.evaluations or self.record.logged_evaluations(self.config.steps)
+    digest = params_digest(state.params)
+    self.record.status(
+      "done", evaluations=evaluations, params_digest=digest, state_bytes_per_device=bytes_per_device(state)
+    )
+    self.outcome = Result(self.id, self.config.steps, evaluations, digest)
+
+  @contextmanager
+  def failing_alone(self) -> Iterator[None]:
+    """Turns a RunFailed raised in this block into the run's outcome."""
+    try:
+      yield
+    except RunFailed as error:
+      self.fail(error)
+
+  def fail(self, error: Exception) -> None:
+    """Marks the run failed, unless it has ended."""
+    if self.outcome is None:
+      self.record.status("failed", error=str(error))
+      self.outcome = RunFailed(f"{error}; see {self.workdir}")
+
+
+def _start(runs: Sequence[_Run], programs: Programs) -> dict[_Run, tuple[TrainState, list[dict]]]:
+  """State, and metric rows that come with it, of each run: of the newest checkpoint that all of them have, or afresh."""
+  for run in runs:
+    run.checkpoints.remove_unfinished()
+  while True:
+    found = {run: run.checkpoints.restore(programs.abstract_state, say=say) for run in runs}
+    reached = {-1 if restored is None else restored[0] for restored in found.values()}
+    if len(reached) == 1:
+      break
+    for run in runs:
+      run.checkpoints.remove_after(min(reached))
+  return {run: _begin(run, programs) if saved is None else (saved[1], []) for run, saved in found.items()}
+
+
+def _begin(run: _Run, programs: Programs) -> tuple[TrainState, list[dict]]:
+  """The state that a new run begins with, and the metric rows that come with it: its trunk's, another run's, or new."""
+  config, abstract, trunk = run.config, programs.abstract_state, run.job.trunk
   if trunk is not None:
     step = branch_step(config.schedule, steps=config.steps)
     state, problem = load_checkpoint(trunk.workdir / "checkpoints", step, abstract=abstract)
@@ -243,93 +360,3 @@ def _finished(workdir: Path, *, run: str) -> Result | None:
   if status is None or record is None or status.get("state") != "done" or record.get("id") != run:
     return None
   return Result(run, status["step"], status["evaluations"], status["params_digest"])
-
-
-class _Record:
-  """The files of a run, written as it goes."""
-
-  def __init__(self, workdir: Path, *, config: ConfigDict, run: str, task: Task, step: int, inherited: list[dict]):
-    self._workdir, self._config, self._run, self._counts = workdir, config, run, task.counts
-    self._metrics = MetricsFile(workdir / "metrics.jsonl", step=step, inherited=inherited)
-    self._events = EventFile(workdir / "tensorboard", step=step) if config.execution.tensorboard else None
-    self._progress = Progress(
-      total=config.steps, done=step, unit=self._counts.unit, units_per_step=self._counts.units_per_step
-    )
-    self._step, self._loss, self._first = step, math.nan, step
-    previous = read_json(workdir / "status.json") or {}
-    self._wall_before = previous.get("wall_s", 0.0)
-    self._began, self._written = time.monotonic(), -math.inf
-    self._events_from(inherited)
-    self.status("running")
-
-  @property
-  def rows(self) -> list[dict]:
-    """The rows of earlier sessions."""
-    return self._metrics.rows
-
-  def logged_evaluations(self, step: int) -> dict[str, dict[str, float]]:
-    """The evaluations at `step` that an earlier session logged."""
-    costs = {"step", "split", "set", self._counts.unit, "flops", "wall_s"}
-    found = [row for row in self.rows if row["split"] == "eval" and row["step"] == step]
-    return {row["set"]: {name: value for name, value in row.items() if name not in costs} for row in found}
-
-  def _events_from(self, rows: list[dict]) -> None:
-    if self._events is not None and rows:
-      self._events.write(rows)
-
-  def _wall(self) -> float:
-    return self._wall_before + time.monotonic() - self._began
-
-  def _row(self, step: int, split: str, values: dict[str, float], **more: Any) -> dict[str, Any]:
-    units = step * self._counts.units_per_step
-    cost = {self._counts.unit: units, "flops": units * self._counts.flops_per_unit}
-    return {"step": step, "split": split, **more, **cost, **values, "wall_s": round(self._wall(), 3)}
-
-  def _write(self, rows: list[dict[str, Any]]) -> None:
-    self._metrics.write(rows)
-    if self._events is not None and rows:
-      self._events.write(rows)
-
-  def trained(self, first: int, end: int, metrics: dict[str, Any]) -> None:
-    """Logs steps first+1 .. end. Raises RunFailed at the first loss that is not finite."""
-    count = end - first
-    sums = {name: np.asarray(pair, np.float64)[:, :count] for name, pair in metrics.items()}  # [2, steps]
-    means = {name: pair[0] / pair[1] for name, pair in sums.items()}
-    rows: list[dict[str, Any]] = []
-    for index in range(count):
-      step = first + index + 1
-      if not math.isfinite(means["loss"][index]):
-        self._write(rows)
-        raise RunFailed(f"loss is {means['loss'][index]} at step {step}")
-      if step % self._config.log_every == 0 or step == self._config.steps:
-        rows.append(self._row(step, "train", {name: float(values[index]) for name, values in means.items()}))
-    self._write(rows)
-    self._step, self._loss = end, float(means["loss"][-1])
-    self._progress.show(step=end, loss=self._loss, last=end == self._config.steps)
-    if time.monotonic() - self._written > _STATUS_EVERY_S:
-      self.status("running")
-
-  def evaluated(self, step: int, evaluations: dict[str, dict[str, float]]) -> float | None:
-    """Logs an evaluation; returns the loss on the first set. Raises RunFailed where it is not finite."""
-    self._write([self._row(step, "eval", means, set=split) for split, means in evaluations.items()])
-    loss = next((means["loss"] for means in evaluations.values()), None)
-    if loss is not None and not math.isfinite(loss):
-      raise RunFailed(f"held-out loss is {loss} at step {step}")
-    return loss
-
-  def status(self, state: str, **more: Any) -> None:
-    """Writes status.json."""
-    self._written = time.monotonic()
-    wall = self._wall()
-    done = self._step - self._first
-    left = (self._config.steps - self._step) * (wall - self._wall_before) / done if done else None
-    loss = self._loss if math.isfinite(self._loss) else None
-    value = {"id": self._run, "state": state, "step": self._step, "steps": self._config.steps, "loss": loss,
-             "wall_s": round(wall, 3), "left_s": left, "updated": time.time(), **more}  # fmt: skip
-    write_json(self._workdir / "status.json", value)
-
-  def close(self) -> None:
-    """Closes the files."""
-    self._metrics.close()
-    if self._events is not None:
-      self._events.close()

@@ -2,16 +2,15 @@
 
 import functools
 import importlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from ilya_jax.config import RUNTIME_FIELDS, without
+from ilya_jax.config import RUNTIME_FIELDS, digest, without
 from ilya_jax.errors import UserError
 from ilya_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from ilya_jax.parallel.sharding import shardings
@@ -24,11 +23,14 @@ _CACHE_SIZE = 32  # sets of programs kept in a process
 
 
 class Programs(NamedTuple):
-  """What a run executes on its mesh.
+  """What a run, or a pack of R runs side by side, executes on its mesh.
 
-  init(seed) -> TrainState. steps(state, batches, learning_rates, n) -> (state, metrics): n <= steps_per_dispatch steps,
-  state donated; `batches` holds [steps_per_dispatch, ...] arrays (nothing for a traced source), each metric is a
-  (total, weight) pair of float32 [steps_per_dispatch]. evaluate(params, model_state, batch) -> metrics of one batch.
+  init(seed) -> TrainState of one run; abstract_state: its shapes and shardings.
+  steps(state, batches, learning_rates, n) -> (state, metrics): n <= steps_per_dispatch steps, state donated; `batches`
+    holds [steps_per_dispatch, ...] arrays (nothing for a traced source), each metric is a (total, weight) pair of
+    float32 [steps_per_dispatch]. In a pack of R > 1 everything but n has a leading axis [R].
+  evaluate(params, model_state, batch) -> metrics of one batch of one run.
+  join(states) -> the pack's state; split(state) -> the R states.
   """
 
   mesh: Mesh
@@ -36,6 +38,8 @@ class Programs(NamedTuple):
   init: Callable[[jax.Array], TrainState]
   steps: Any  # jitted
   evaluate: Callable[..., PyTree]
+  join: Callable[[Sequence[TrainState]], TrainState]
+  split: Callable[[TrainState], Sequence[TrainState]]
   batch_sharding: Any
   batches_sharding: Any
 
@@ -56,20 +60,25 @@ def find_task(config: ConfigDict) -> Any:
 _programs: dict[str, Programs] = {}
 
 
-def make_programs(config: ConfigDict, *, task: Task, source: Source) -> Programs:
-  """The programs of a run; runs that differ only in seed, length, rate and schedule share them within a process."""
+def program_key(config: ConfigDict, source: Source) -> str:
+  """What the compiled programs of a run depend on, as a digest: not its seed, length, rate and schedule."""
   structure = {**without(config, RUNTIME_FIELDS), "data": source.info["fingerprint"]}
   if source.traced:  # a traced source draws from its own seed inside the compiled step
     structure["seed"] = config.seed
-  key = json.dumps(structure, sort_keys=True, default=str)
+  return digest(structure)
+
+
+def make_programs(config: ConfigDict, *, task: Task, source: Source, pack: int = 1) -> Programs:
+  """The programs of a run, or of `pack` runs of the same `program_key`; kept within a process."""
+  key = f"{program_key(config, source)} {pack}"
   if key not in _programs:
     while len(_programs) >= _CACHE_SIZE:
       _programs.pop(next(iter(_programs)))
-    _programs[key] = _build(config, task=task, source=source)
+    _programs[key] = _build(config, task=task, source=source, pack=pack)
   return _programs[key]
 
 
-def _build(config: ConfigDict, *, task: Task, source: Source) -> Programs:
+def _build(config: ConfigDict, *, task: Task, source: Source, pack: int) -> Programs:
   mesh = make_mesh(config.mesh, batch_size=config.batch_size, accumulate=config.accumulate)
   optimizer = make_optimizer(config.optim)
   capacity = config.execution.steps_per_dispatch
@@ -128,16 +137,34 @@ def _build(config: ConfigDict, *, task: Task, source: Source) -> Programs:
     _, (metrics, _) = task.loss(params, model_state, batch, jax.random.key(0), train=False)
     return metrics
 
-  same = replicated(mesh)
+  same, joined, packed = replicated(mesh), layout, pack > 1
+  if packed:
+    joined = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(None, *s.spec)), layout)
+
+  def join(states):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+  def split(state):
+    return tuple(row(state, index) for index in range(pack))
+
   return Programs(
     mesh=mesh,
     abstract_state=abstract,
     init=jax.jit(init, out_shardings=layout),
-    steps=jax.jit(steps, donate_argnums=0, out_shardings=(layout, same)),
+    steps=jax.jit(
+      jax.vmap(steps, in_axes=(0, 0, 0, None)) if packed else steps, donate_argnums=0, out_shardings=(joined, same)
+    ),
     evaluate=jax.jit(evaluate, out_shardings=same),
+    join=jax.jit(join, out_shardings=joined) if packed else lambda states: states[0],
+    split=jax.jit(split, out_shardings=(layout,) * pack) if packed else lambda state: (state,),
     batch_sharding=batch_sharding(mesh),
-    batches_sharding=batch_sharding(mesh, leading=1),
+    batches_sharding=batch_sharding(mesh, leading=1 + packed),
   )
+
+
+def row(tree: PyTree, index: int) -> PyTree:
+  """The tree of one run of a pack: row `index` of every leaf."""
+  return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def gradients(

@@ -7,7 +7,7 @@ import pytest
 
 from ilya_jax import cli
 from ilya_jax.errors import UserError
-from ilya_jax.scaling import command, launch, sweep
+from ilya_jax.scaling import command, sweep
 
 FILE = '''
 """A sweep for the tests."""
@@ -61,7 +61,7 @@ def test_lengths_of_one_size_share_a_trunk_that_ends_where_the_longest_cools_dow
     assert trunk.config.schedule.name == "constant"
     assert trunk.config.steps == 32
     assert tuple(trunk.config.checkpoint.keep_steps) == (8, 16, 32)
-    own = launch.own_flops(trunk) + sum(launch.own_flops(cell) for cell in branches)
+    own = sweep.own_flops(trunk) + sum(sweep.own_flops(cell) for cell in branches)
     per_step = trunk.counts.flops_per_unit * trunk.counts.units_per_step
     assert own == pytest.approx((32 + 0.2 * 70) * per_step)  # instead of 70 steps
   alone = [cell for cell in cells if cell.trunk == cell.id and cell.role != "trunk"]
@@ -115,6 +115,35 @@ def test_a_sweep_runs_isolates_a_failure_and_goes_on(file, tmp_path, monkeypatch
   assert cli.main(arguments) == 1  # nothing runs again; the failure stands
   assert command.status(workdir, retry_failed=True) == 0
   assert "1 failures cleared" in capfd.readouterr().out
+
+
+def test_packs_hold_cells_of_one_shape_and_length_and_are_kept(file):
+  cells = sweep.load_sweep(file, overrides={}).cells
+  packs = sweep.make_packs(cells, size=2)
+  assert sorted(cell.id for pack in packs for cell in pack) == sorted(cell.id for cell in cells)
+  pairs = [pack for pack in packs if len(pack) > 1]
+  assert [sorted(cell.config.seed for cell in pack) for pack in pairs] == [[1, 2]]
+  kept = [[cells[0].id, cells[1].id]]
+  assert [[cell.id for cell in pack] for pack in sweep.make_packs(cells, size=1, kept=kept)][:1] == kept
+  branch = next(cell for cell in cells if cell.trunk != cell.id)
+  taken = sweep.needed(packs, [branch, pairs[0][0]])
+  assert {cell.id for pack in taken for cell in pack} == {branch.id, branch.trunk, *(cell.id for cell in pairs[0])}
+
+
+@pytest.mark.slow
+def test_a_packed_sweep_gives_the_table_of_an_unpacked_one(file, tmp_path, monkeypatch):
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  tables = []
+  for pack in (1, 3):
+    workdir = tmp_path / str(pack)
+    arguments = ["sweep", file, "--workdir", str(workdir), "--workers", "1", "--pack", str(pack), "--only", "steps=20"]
+    assert cli.main([*arguments, "--config.model.d_model=8"]) == 0
+    with (workdir / "cells.csv").open() as opened:
+      tables.append(list(csv.DictReader(opened)))
+  assert [len(pack) for pack in json.loads((tmp_path / "3" / "sweep.json").read_text())["packs"]] == [2, 2, 2, 2, 2]
+  alone, packed = ({row["cell"]: float(row["loss"]) for row in rows if row["final"] == "1"} for rows in tables)
+  assert set(alone) <= set(packed)
+  assert all(packed[cell] == pytest.approx(loss, rel=1e-4) for cell, loss in alone.items())
 
 
 def test_a_dry_run_starts_and_writes_nothing(file, tmp_path, capsys, monkeypatch):
