@@ -4,7 +4,8 @@ One step: forward, backward, clipping by the global norm and AdamW, in float32, 
 Every contender lives in a process of its own and computes only when it is its turn; a round runs each of them once.
 Prints one JSON line per preset and contender: the median over rounds of ms per step, and the median ratio to the faster
 torch form of the same round. `workers` are independent cells of a sweep, one process pinned to each core: their figure is
-wall time per cell and step, to be held against torch running the same cells one after another with all cores.
+wall time per cell and step, to be held against torch running the same cells one after another with all cores. `pack` is
+eight of them side by side in one program on all cores, per cell and step. `scripts/bench sweep` times whole sweeps.
 
   scripts/bench lm [--presets tiny,small,lstm] [--contenders torch,torch_compile,ours,...] [--rounds 12] [--seconds 2]
 """
@@ -43,11 +44,13 @@ PRESETS = {
 
 
 class Contender(NamedTuple):
-  """build(preset) -> run(steps), which trains that many steps and waits for them; `processes` run at the same time."""
+  """build(preset) -> run(steps), which trains that many steps and waits for them; `processes` run at the same time, and
+  each trains `cells` models side by side."""
 
   build: Callable[[Preset], Callable[[int], None]]
   devices: int = 1
   processes: int = 1
+  cells: int = 1
   reference: bool = False
 
 
@@ -128,7 +131,7 @@ def _torch_lstm(preset: Preset):
   return Model()
 
 
-def build_ours(preset: Preset) -> Callable[[int], None]:
+def build_ours(preset: Preset, *, pack: int = 1) -> Callable[[int], None]:
   """The programs of the training loop itself, on real text: 16 steps a dispatch, state donated, metrics kept."""
   import jax
   import jax.numpy as jnp
@@ -148,15 +151,18 @@ def build_ours(preset: Preset) -> Callable[[int], None]:
   else:
     config = load_config("configs/lstm_lm.py:tiny", sizes)
   task, source, _ = prepare(config)
-  programs = make_programs(config, task=task, source=source)
-  state = programs.init(jnp.uint32(0))
+  programs = make_programs(config, task=task, source=source, pack=pack)
+  state = programs.join([programs.init(jnp.uint32(seed)) for seed in range(pack)])
   rates = np.full(10 * STEPS_PER_DISPATCH, LEARNING_RATE, np.float32)
 
   def run(count):
     nonlocal state
     for start in range(0, count, STEPS_PER_DISPATCH):
       # The input pipeline is part of the step: every dispatch draws its batches anew.
-      batches, chunk_rates = next_chunk(config, source, rates, step=start % 64, end=start % 64 + STEPS_PER_DISPATCH)
+      drawn = [
+        next_chunk(config, source, rates, step=start % 64, end=start % 64 + STEPS_PER_DISPATCH) for _ in range(pack)
+      ]
+      batches, chunk_rates = drawn[0] if pack == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
       batches = jax.device_put(batches, programs.batches_sharding)
       state, metrics = programs.steps(state, batches, chunk_rates, np.int32(min(STEPS_PER_DISPATCH, count - start)))
     jax.block_until_ready((state, metrics))
@@ -171,6 +177,7 @@ CONTENDERS = {
   "ours": Contender(build_ours, devices=CORES),
   "one_device": Contender(build_ours),
   "workers": Contender(build_ours, processes=CORES),
+  "pack": Contender(lambda preset: build_ours(preset, pack=8), devices=CORES, cells=8),
 }
 
 
@@ -191,6 +198,7 @@ class Team:
   """The processes of one contender, which step together."""
 
   def __init__(self, name: str, *, preset: str):
+    self._cells = CONTENDERS[name].processes * CONTENDERS[name].cells
     command = [sys.executable, os.path.abspath(__file__), "--serve", name, "--presets", preset, "--core"]
     processes = range(CONTENDERS[name].processes)
     self._processes = [
@@ -199,7 +207,7 @@ class Team:
     ]
 
   def run(self, steps: int) -> float:
-    """Seconds until every process has taken so many steps, per step and process."""
+    """Seconds until every cell has taken so many steps, per step and cell."""
     start = time.perf_counter()
     for process in self._processes:
       assert process.stdin
@@ -208,7 +216,7 @@ class Team:
       assert process.stdout
       if not process.stdout.readline():
         raise SystemExit(f"a contender's process died: {process.args}")
-    return (time.perf_counter() - start) / steps / len(self._processes)
+    return (time.perf_counter() - start) / steps / self._cells
 
   def close(self) -> None:
     """Ends the processes."""
@@ -222,7 +230,7 @@ def measure(preset: str, names: list[str], *, rounds: int, seconds: float) -> li
   steps = {}
   for name, team in teams.items():
     team.run(STEPS_PER_DISPATCH)  # compiles
-    once = team.run(STEPS_PER_DISPATCH) * CONTENDERS[name].processes
+    once = team.run(STEPS_PER_DISPATCH) * CONTENDERS[name].processes * CONTENDERS[name].cells
     steps[name] = STEPS_PER_DISPATCH * max(round(seconds / once / STEPS_PER_DISPATCH), 1)
   table: dict[str, list[float]] = {name: [] for name in names}
   for _ in range(rounds):

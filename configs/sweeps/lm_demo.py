@@ -2,8 +2,8 @@
 
 The text is the standard library's source. Transformer: five widths (a factor of 30 in N), four lengths from one trunk
 each; LSTM: three widths; three seeds at two cells for the noise. Held out: one Transformer with three times the compute
-of the largest fitted cell. Expected: the held-out loss predicted within 2 % (seen: +1.9 %).
-`:quick` is for looking at the machinery in 3 minutes, too small to trust.
+of the largest fitted cell. Expected: the held-out loss predicted within 2 % (seen: -0.5 %).
+`:quick` is for looking at the machinery in a minute and a half, too small to trust.
 """
 
 VARIANTS = ("", "quick")

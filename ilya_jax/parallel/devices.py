@@ -27,6 +27,7 @@ def split_cpu(batch_size: int) -> None:
 
 
 def use_compilation_cache() -> None:
-  """Keeps compiled programs on disk, so that another process starts without compiling them again."""
-  jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+  """Keeps compiled programs on disk (in $JAX_COMPILATION_CACHE_DIR where set), so that another process need not compile."""
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
