@@ -47,19 +47,23 @@ def environment(text_folder):
 
 
 def run_killed(command, *, kills, seed, ready, text_folder, rng_span):
-  """Runs a command, killing its process group `kills` times at random moments after `ready()`; returns how many landed."""
+  """Runs a command, killing its process group at random moments after `ready()`, `kills` times or until it is done.
+
+  Returns how many kills landed; the command is run to its end.
+  """
   rng = random.Random(seed)
   landed = 0
-  for _ in range(kills):
+  while landed < kills:
     process = subprocess.Popen(command, cwd=ROOT, env=environment(text_folder), start_new_session=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     began = time.monotonic()
     while not ready(began) and process.poll() is None:
       time.sleep(0.02)
     time.sleep(rng.uniform(0, rng_span))
-    if process.poll() is None:
-      os.killpg(process.pid, signal.SIGKILL)
-      landed += 1
+    if process.poll() is not None:
+      break
+    os.killpg(process.pid, signal.SIGKILL)
+    landed += 1
     process.wait()
   ended = subprocess.run(command, cwd=ROOT, env=environment(text_folder), capture_output=True, text=True, check=False)
   assert ended.returncode == 0, ended.stderr
@@ -86,14 +90,15 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(text_folder, tmp
       "--config.execution.tensorboard=false",
     ]  # fmt: skip
 
-  alone, killed = tmp_path / "alone", tmp_path / "killed"
+  alone, landed, turns = tmp_path / "alone", 0, 0
   subprocess.run(command(alone), cwd=ROOT, env=environment(text_folder), check=True, capture_output=True)
-  landed = run_killed(command(killed), kills=KILLS, seed=0, ready=started(killed / "status.json"), text_folder=text_folder,
-                      rng_span=2.0)  # fmt: skip
-  assert landed >= 1
-  assert read_json(killed / "status.json")["params_digest"] == read_json(alone / "status.json")["params_digest"]
-  assert rows_without_wall(killed / "metrics.jsonl") == rows_without_wall(alone / "metrics.jsonl")
-  print(f"{landed} kills of a run landed")
+  while landed < KILLS:  # a run that ends before the last kill is followed by another one
+    killed, turns = tmp_path / f"killed{turns}", turns + 1
+    landed += run_killed(command(killed), kills=KILLS - landed, seed=turns, ready=started(killed / "status.json"),
+                         text_folder=text_folder, rng_span=2.0)  # fmt: skip
+    assert read_json(killed / "status.json")["params_digest"] == read_json(alone / "status.json")["params_digest"]
+    assert rows_without_wall(killed / "metrics.jsonl") == rows_without_wall(alone / "metrics.jsonl")
+  print(f"{landed} kills of {turns} runs landed")
 
 
 def test_a_sweep_killed_at_random_moments_gives_the_same_table(text_folder, tmp_path):
@@ -103,19 +108,20 @@ def test_a_sweep_killed_at_random_moments_gives_the_same_table(text_folder, tmp_
   def command(workdir):
     return [sys.executable, "-m", "ilya_jax.cli", "sweep", str(file), "--workdir", str(workdir), "--workers", "2"]
 
-  alone, killed = tmp_path / "alone", tmp_path / "killed"
+  alone, landed, turns = tmp_path / "alone", 0, 0
   ended = subprocess.run(
     command(alone), cwd=ROOT, env=environment(text_folder), capture_output=True, text=True, check=False
   )
   assert ended.returncode == 0, ended.stderr
-  landed = run_killed(command(killed), kills=KILLS, seed=1, ready=started(killed / "sweep.json"), text_folder=text_folder,
-                      rng_span=12.0)  # fmt: skip
-  assert landed >= 1
-  assert table(killed) == table(alone)
-  for cell in (alone / "cells").iterdir():
-    digests = [read_json(folder / "cells" / cell.name / "status.json")["params_digest"] for folder in (alone, killed)]
-    assert digests[0] == digests[1]
-  print(f"{landed} kills of a sweep landed")
+  while landed < KILLS:
+    killed, turns = tmp_path / f"killed{turns}", turns + 1
+    landed += run_killed(command(killed), kills=KILLS - landed, seed=100 + turns, ready=started(killed / "sweep.json"),
+                         text_folder=text_folder, rng_span=12.0)  # fmt: skip
+    assert table(killed) == table(alone)
+    for cell in (alone / "cells").iterdir():
+      digests = [read_json(folder / "cells" / cell.name / "status.json")["params_digest"] for folder in (alone, killed)]
+      assert digests[0] == digests[1]
+  print(f"{landed} kills of {turns} sweeps landed")
 
 
 def table(folder):
