@@ -58,7 +58,12 @@ def get_config(arg: str = "") -> ConfigDict:
   config.schedule.options = ConfigDict()  # of a schedule of optax
 
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "stage": 1})
-  config.pipeline = ConfigDict({"microbatches": 1})
+  config.pipeline = ConfigDict()
+  config.pipeline.microbatches = 1
+  config.pipeline.virtual_stages = 1  # cells of layers on each of mesh.stage devices
+  config.pipeline.partition = ()  # layers in each cell; (): so that the costliest cell is as cheap as possible
+  config.pipeline.remat = True  # cells recompute their inside in the backward pass
+  config.pipeline.tick_unroll = 1  # ticks written out per iteration of the loop over ticks
   config.execution = ConfigDict()
   config.execution.steps_per_dispatch = 16
   config.execution.layer_unroll = 0  # layers unrolled in the compiled program; 0: all

@@ -3,8 +3,8 @@
 import ast
 import difflib
 import hashlib
-import importlib.util
 import json
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,11 @@ def load_file(spec: str, *, function: str, flag: str) -> Any:
     hint = f", did you mean {file.with_name(close[0])}?" if close else ""
     raise UserError(f"no file {path}{hint}{where}", "a Python file PATH[:VARIANT]", flag)
   try:
-    module_spec = importlib.util.spec_from_file_location(f"_ilya_jax_{file.stem}", file)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    module = types.ModuleType(f"_ilya_jax_{file.stem}")
+    module.__file__ = str(file)
+    exec(
+      compile(file.read_bytes(), str(file), "exec"), module.__dict__
+    )  # imported, it would leave a __pycache__ behind
     getter = getattr(module, function)
   except Exception as error:
     raise UserError(
@@ -130,7 +130,8 @@ def _coerce(value: Any, present: Any, *, flag: str) -> Any:
 _AT_LEAST = {
   "steps": 1, "batch_size": 1, "log_every": 1, "seed": 0, "accumulate": 1, "checkpoint.keep": 1, "checkpoint.every": 0,
   "eval.every": 0, "eval.tokens": 1, "schedule.warmup_steps": 0, "execution.steps_per_dispatch": 1,
-  "pipeline.microbatches": 1, "data.context": 1, "model.n_layers": 1, "model.d_model": 1, "model.n_heads": 1,
+  "pipeline.microbatches": 1, "pipeline.virtual_stages": 1, "pipeline.tick_unroll": 1,
+  "data.context": 1, "model.n_layers": 1, "model.d_model": 1, "model.n_heads": 1,
 }  # fmt: skip
 
 
@@ -174,6 +175,10 @@ def digest(values: Any, *, length: int = 12) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def run_id(config: ConfigDict, fingerprint: str) -> str:
-  """A run's id: a hash of the config without its execution fields, and of the data's fingerprint."""
-  return digest({"config": without(config, EXECUTION_FIELDS), "data": fingerprint})
+def run_id(config: ConfigDict, fingerprint: str, *, microbatches: bool = False) -> str:
+  """A run's id: a hash of the config without its execution fields, and of the data's fingerprint.
+
+  microbatches: whether their number changes what is computed, and so belongs to the id.
+  """
+  values = {"config": without(config, EXECUTION_FIELDS), "data": fingerprint}
+  return digest({**values, "microbatches": config.pipeline.microbatches} if microbatches else values)

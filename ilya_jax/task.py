@@ -29,6 +29,52 @@ class Counts(NamedTuple):
   unit: str = "tokens"
 
 
+class Layer(NamedTuple):
+  """One layer of a list whose members differ.
+
+  name: the key of its own parameters in `params`, and of its own state in each collection of the model state.
+  apply(params, state, x, rng, *, train) -> (x, state): its own parameters and its own state ({} where it has none),
+    activations with the batch axis first; the activations of neighbours may differ in shape.
+  """
+
+  name: str
+  apply: Callable[..., tuple[PyTree, PyTree]]
+
+
+class Stack(NamedTuple):
+  """`length` equal layers, whose parameters (and state) under the key `name` have a leading axis of layers.
+
+  apply: as that of a Layer; unroll: how many layers are written out per iteration where they are run in turn.
+  """
+
+  name: str
+  length: int
+  apply: Callable[..., tuple[PyTree, PyTree]]
+  unroll: int = 1
+
+
+class Pieces(NamedTuple):
+  """A sequence model cut before and after its stack: enter(params, tokens, rng, *, train) -> x; stack; and
+  logits(params, x, rng, *, train) -> [B, T, V]."""
+
+  enter: Callable[..., PyTree]
+  stack: Stack
+  logits: Callable[..., jax.Array]
+
+
+class Layers(NamedTuple):
+  """The layer list of a task, which a pipeline may cut: the loss is before, then every layer in turn, then after.
+
+  before(params, batch, rng, *, train) -> x: what the first layer reads, a tree of floating-point arrays.
+  after(params, x, batch, rng, *, train) -> (scalar, Metrics): the mean loss of the batch.
+  Both get all parameters and may use any but those of the layers.
+  """
+
+  before: Callable[..., PyTree]
+  layers: Stack | tuple[Layer, ...]
+  after: Callable[..., tuple[jax.Array, Metrics]]
+
+
 class Task(NamedTuple):
   """Pure functions that the loop trains.
 
@@ -38,6 +84,7 @@ class Task(NamedTuple):
   rules: shardings of the parameters; the first regex found in a parameter's path wins, none means replicated.
   counts: size and cost by formula.
   predict(params, model_state, batch) -> arrays: what the model says of a batch, where that makes sense.
+  layers: the list that a pipeline may cut; `loss` is then `ilya_jax.parallel.layers.in_turn(layers)`.
   """
 
   init: Callable[..., PyTree]
@@ -45,6 +92,7 @@ class Task(NamedTuple):
   counts: Counts
   rules: Rules = ()
   predict: Callable[..., PyTree] | None = None
+  layers: Layers | None = None
 
 
 class Source(NamedTuple):

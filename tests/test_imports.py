@@ -19,7 +19,7 @@ ALLOWED = {
   "data": set(),
   "parallel": set(),
   "complexity": set(),
-  "tasks": {"models", "nn", "data", "config", "scaling.counting"},
+  "tasks": {"models", "nn", "data", "config", "parallel.layers", "scaling.counting"},
   "train": {"tasks", "data", "parallel", "config"},
   "scaling": {"train", "parallel", "config", "data"},
   "cli": {"*"},

@@ -22,13 +22,13 @@ from ilya_jax.nn.linear import Linear, tied_logits
 from ilya_jax.nn.lstm import LstmState, lstm_recurrence
 from ilya_jax.nn.precision import at_least_float32
 from ilya_jax.scaling import counting
-from ilya_jax.task import Counts
+from ilya_jax.task import Counts, Pieces, Stack
 
-# The gates' units over `tensor`, the axis they read over `fsdp`; stacked layers stay whole.
+# The gates' units over `tensor`, the axis they read over `fsdp`, stacked layers over `stage`.
 RULES = (
   (r"(^|/)embed/embedding", PartitionSpec("tensor", "fsdp")),  # [V, D]
-  (r"layers/(input|recurrent)/kernel", PartitionSpec(None, "fsdp", None, "tensor")),  # [L, D, 4, D]
-  (r"layers/input/bias", PartitionSpec(None, None, "tensor")),  # [L, 4, D]
+  (r"layers/(input|recurrent)/kernel", PartitionSpec("stage", "fsdp", None, "tensor")),  # [L, D, 4, D]
+  (r"layers/input/bias", PartitionSpec("stage", None, "tensor")),  # [L, 4, D]
   (r"head/kernel", PartitionSpec("fsdp", "tensor")),  # [D, V]
 )
 
@@ -96,8 +96,7 @@ class LstmLM(nn.Module):
     super().__post_init__()
 
   def setup(self):
-    scale = self.init_scale or self.d_model**-0.5
-    uniform = uniform_init(scale)
+    uniform = uniform_init(_init_scale(self))
     self.embed = nn.Embed(self.vocab_size, self.d_model, dtype=self.dtype, embedding_init=uniform)
     self.layers = nn.scan(
       LstmLayer,
@@ -106,14 +105,7 @@ class LstmLM(nn.Module):
       in_axes=(0, nn.broadcast),
       length=self.n_layers,
       unroll=self.layer_unroll or self.n_layers,
-    )(
-      d_model=self.d_model,
-      dropout=self.dropout,
-      forget_bias=self.forget_bias,
-      init_scale=scale,
-      dtype=self.dtype,
-      time_unroll=self.time_unroll,
-    )
+    )(**layer_fields(self))
     self.drop = nn.Dropout(self.dropout)
     if self.tied:
       self.head_bias = self.param("head_bias", uniform, (self.vocab_size,))
@@ -126,20 +118,61 @@ class LstmLM(nn.Module):
 
   def resume(self, tokens: jax.Array, state: LstmState, *, train: bool) -> tuple[jax.Array, LstmState]:
     """tokens [B, T] read from a given state ([L, B, D] each) -> logits [B, T, V], state after the last token."""
-    x = self.embed(tokens.T)  # [T, B, D]
-    x, state = self.layers(x, state, train)
+    x, state = self.layers(self.enter(tokens), state, train)
+    return self.logits(x, train=train), state
+
+  def enter(self, tokens: jax.Array) -> jax.Array:
+    """tokens [B, T] -> what the first layer reads, [T, B, D]."""
+    return self.embed(tokens.T)
+
+  def logits(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """What the last layer wrote [T, B, D] -> logits [B, T, V] in float32."""
     x = self.drop(x, deterministic=not train)
     if self.tied:
       logits = tied_logits(x, self.embed.embedding)
       logits = logits + self.head_bias.astype(logits.dtype)[None, None]
     else:
       logits = self.head(x)
-    return at_least_float32(jnp.swapaxes(logits, 0, 1)), state
+    return at_least_float32(jnp.swapaxes(logits, 0, 1))
 
   def zero_state(self, batch_size: int) -> LstmState:
     """The state before a first token: zeros, [L, B, D] each."""
     zeros = jnp.zeros((self.n_layers, batch_size, self.d_model), self.dtype)
     return LstmState(zeros, zeros)
+
+
+def layer_fields(model: LstmLM) -> dict[str, Any]:
+  """The fields of the model's layers."""
+  return {
+    "d_model": model.d_model,
+    "dropout": model.dropout,
+    "forget_bias": model.forget_bias,
+    "init_scale": _init_scale(model),
+    "dtype": model.dtype,
+    "time_unroll": model.time_unroll,
+  }
+
+
+def pieces(model: LstmLM) -> Pieces:
+  """The model cut before and after its stack: tokens [B, T] -> x [T, B, D] -> ... -> logits [B, T, V], from zero states."""
+  layer = LstmLayer(**layer_fields(model))
+
+  def enter(params, tokens, rng, *, train):
+    return model.apply({"params": params}, tokens, method="enter")
+
+  def apply(params, state, x, rng, *, train):
+    zeros = jnp.zeros((x.shape[1], model.d_model), model.dtype)
+    rngs = {"dropout": rng} if train else None
+    return layer.apply({"params": params}, x, LstmState(zeros, zeros), train, rngs=rngs)[0], state
+
+  def logits(params, x, rng, *, train):
+    return model.apply({"params": params}, x, train=train, rngs={"dropout": rng} if train else None, method="logits")
+
+  return Pieces(enter, Stack("layers", model.n_layers, apply, model.layer_unroll or model.n_layers), logits)
+
+
+def _init_scale(model: LstmLM) -> float:
+  return model.init_scale or model.d_model**-0.5
 
 
 def uniform_init(scale: float) -> nn.initializers.Initializer:

@@ -25,7 +25,7 @@ from ilya_jax.nn.normalization import LayerNorm, RMSNorm
 from ilya_jax.nn.precision import at_least_float32
 from ilya_jax.nn.rotary import rotary_angles, rotate
 from ilya_jax.scaling import counting
-from ilya_jax.task import Counts
+from ilya_jax.task import Counts, Pieces, Stack
 
 FORMS: dict[str, dict[str, Any]] = {
   "gpt2": {
@@ -46,16 +46,17 @@ FORMS: dict[str, dict[str, Any]] = {
   },
 }
 
-# Column and row split of Megatron-LM over `tensor`, the other matrix axis over `fsdp`; stacked layers stay whole.
+# Column and row split of Megatron-LM over `tensor`, the other matrix axis over `fsdp`, stacked layers over `stage`.
 RULES = (
   (r"(^|/)embed/embedding", PartitionSpec("tensor", "fsdp")),  # [V, D]
   (r"position_embed/embedding", PartitionSpec(None, "fsdp")),  # [T, D]
-  (r"layers/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),  # [L, D, 3, H, K]
-  (r"layers/qkv/bias", PartitionSpec(None, None, "tensor", None)),  # [L, 3, H, K]
-  (r"layers/attention_out/kernel", PartitionSpec(None, "tensor", None, "fsdp")),  # [L, H, K, D]
-  (r"layers/mlp_in/kernel", PartitionSpec(None, "fsdp", None, "tensor")),  # [L, D, G, F]
-  (r"layers/mlp_in/bias", PartitionSpec(None, None, "tensor")),  # [L, G, F]
-  (r"layers/mlp_out/kernel", PartitionSpec(None, "tensor", "fsdp")),  # [L, F, D]
+  (r"layers/qkv/kernel", PartitionSpec("stage", "fsdp", None, "tensor", None)),  # [L, D, 3, H, K]
+  (r"layers/qkv/bias", PartitionSpec("stage", None, "tensor", None)),  # [L, 3, H, K]
+  (r"layers/attention_out/kernel", PartitionSpec("stage", "tensor", None, "fsdp")),  # [L, H, K, D]
+  (r"layers/mlp_in/kernel", PartitionSpec("stage", "fsdp", None, "tensor")),  # [L, D, G, F]
+  (r"layers/mlp_in/bias", PartitionSpec("stage", None, "tensor")),  # [L, G, F]
+  (r"layers/mlp_out/kernel", PartitionSpec("stage", "tensor", "fsdp")),  # [L, F, D]
+  (r"layers/", PartitionSpec("stage")),  # norms and the biases of outputs
   (r"head/kernel", PartitionSpec("fsdp", "tensor")),  # [D, V]
 )
 
@@ -160,8 +161,7 @@ class TransformerLM(nn.Module):
     super().__post_init__()
 
   def setup(self):
-    std = self.init_std or 0.02 * (768 / self.d_model) ** 0.5
-    init = nn.initializers.normal(std)
+    init = nn.initializers.normal(_init_std(self))
     self.embed = nn.Embed(self.vocab_size, self.d_model, dtype=self.dtype, embedding_init=init)
     if self.positions == "learned":
       self.position_embed = nn.Embed(self.context, self.d_model, dtype=self.dtype, embedding_init=init)
@@ -174,21 +174,7 @@ class TransformerLM(nn.Module):
       in_axes=(nn.broadcast, nn.broadcast),
       length=self.n_layers,
       unroll=self.layer_unroll or self.n_layers,
-    )(
-      n_heads=self.n_heads,
-      d_model=self.d_model,
-      d_ff=self.d_ff or feed_forward_width(self.d_model, activation=self.activation),
-      n_layers=self.n_layers,
-      norm=self.norm,
-      activation=self.activation,
-      use_bias=self.use_bias,
-      qk_norm=self.qk_norm,
-      norm_epsilon=self.norm_epsilon,
-      dropout=self.dropout,
-      init_std=std,
-      dtype=self.dtype,
-      attention_blocks=self.attention_blocks,
-    )
+    )(**block_fields(self))
     self.final_norm = _norm(self)
     if not self.tied:
       self.head = Linear((self.vocab_size,), use_bias=False, kernel_init=init, dtype=self.dtype)
@@ -197,7 +183,7 @@ class TransformerLM(nn.Module):
     """tokens [B, T] (int) -> logits [B, T, V] (float32); `train` turns dropout on (stream "dropout")."""
     positions = jnp.arange(tokens.shape[1])
     x = self.enter(tokens, positions, train=train)  # [B, T, D]
-    x, _ = self.layers(x, self.angles(positions), train)
+    x, _ = self.layers(x, angles(self, positions), train)
     return self.logits(x)
 
   def enter(self, tokens: jax.Array, positions: jax.Array, *, train: bool) -> jax.Array:
@@ -209,17 +195,63 @@ class TransformerLM(nn.Module):
       x = x + self.position_embed(positions)[None]
     return self.drop(x, deterministic=not train)
 
-  def angles(self, positions: jax.Array) -> jax.Array | None:
-    """Rotary angles [T, K/2] of positions [T]; None with learned positions."""
-    if self.positions == "learned":
-      return None
-    dtype = jnp.float64 if self.dtype == jnp.float64 else jnp.float32
-    return rotary_angles(positions, self.d_model // self.n_heads, dtype=dtype)
-
   def logits(self, x: jax.Array) -> jax.Array:
     """What the last layer wrote [B, T, D] -> logits [B, T, V] in float32 (float64 computation keeps float64)."""
     x = self.final_norm(x)
     return at_least_float32(tied_logits(x, self.embed.embedding) if self.tied else self.head(x))
+
+
+def angles(model: TransformerLM, positions: jax.Array) -> jax.Array | None:
+  """Rotary angles [T, K/2] of positions [T]; None with learned positions."""
+  if model.positions == "learned":
+    return None
+  dtype = jnp.float64 if model.dtype == jnp.float64 else jnp.float32
+  return rotary_angles(positions, model.d_model // model.n_heads, dtype=dtype)
+
+
+def block_fields(model: TransformerLM) -> dict[str, Any]:
+  """The fields of the model's blocks."""
+  return {
+    "n_heads": model.n_heads,
+    "d_model": model.d_model,
+    "d_ff": model.d_ff or feed_forward_width(model.d_model, activation=model.activation),
+    "n_layers": model.n_layers,
+    "norm": model.norm,
+    "activation": model.activation,
+    "use_bias": model.use_bias,
+    "qk_norm": model.qk_norm,
+    "norm_epsilon": model.norm_epsilon,
+    "dropout": model.dropout,
+    "init_std": _init_std(model),
+    "dtype": model.dtype,
+    "attention_blocks": model.attention_blocks,
+  }
+
+
+def pieces(model: TransformerLM) -> Pieces:
+  """The model cut before and after its stack of blocks: tokens [B, T] -> x [B, T, D] -> ... -> logits [B, T, V]."""
+  block = TransformerBlock(**block_fields(model))
+
+  def enter(params, tokens, rng, *, train):
+    positions = jnp.arange(tokens.shape[1])
+    rngs = {"dropout": rng} if train else None
+    return model.apply({"params": params}, tokens, positions, train=train, rngs=rngs, method="enter")
+
+  def apply(params, state, x, rng, *, train):
+    def run(params, x, rng):
+      rngs = {"dropout": rng} if train else None
+      return block.apply({"params": params}, x, angles(model, jnp.arange(x.shape[1])), train, rngs=rngs)[0]
+
+    return (jax.checkpoint(run, prevent_cse=False) if model.remat else run)(params, x, rng), state
+
+  def logits(params, x, rng, *, train):
+    return model.apply({"params": params}, x, method="logits")
+
+  return Pieces(enter, Stack("layers", model.n_layers, apply, model.layer_unroll or model.n_layers), logits)
+
+
+def _init_std(model: TransformerLM) -> float:
+  return model.init_std or 0.02 * (768 / model.d_model) ** 0.5
 
 
 def _norm(module: Any) -> nn.Module:

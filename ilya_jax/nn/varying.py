@@ -1,4 +1,4 @@
-"""Arguments of functions with their own derivative, made alike inside `jax.shard_map`."""
+"""What functions need inside `jax.shard_map`: arguments made alike for derivatives by hand, means over the whole batch."""
 
 from typing import Any
 
@@ -22,3 +22,13 @@ def vary_alike(*trees: PyTree) -> tuple[PyTree, ...]:
     return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
   return jax.tree.map(cast, trees)
+
+
+def mean_over_batch(x: jax.Array, axes: tuple[int, ...] = (0,)) -> jax.Array:
+  """The mean of x over `axes`, the batch's among them, and over the devices that hold the other rows of the batch.
+
+  Inside a pipeline whose stages differ, a device sees its own rows alone; batch statistics must be taken with this.
+  """
+  mean = x.mean(axes)
+  split = tuple(axis for axis in ("data", "fsdp") if axis in jax.typeof(mean).manual_axis_type.varying)
+  return lax.pmean(mean, split) if split else mean

