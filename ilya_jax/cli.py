@@ -40,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
                example="ilya-jax train --config configs/transformer_lm.py:tiny --workdir runs/a")  # fmt: skip
   train.add_argument("--config", metavar="PATH[:VARIANT]", help="a config file; --config.FIELD=VALUE changes a field")
   train.add_argument("--workdir", metavar="DIR", type=Path, help="folder of the run")
+  _add_processes(train)
   sweep = _add(commands, "sweep", run=_sweep, summary="run a grid of cells, fit the laws, write the report",
                example="ilya-jax sweep configs/sweeps/lm_tiny.py --workdir runs/sweep")  # fmt: skip
   sweep.add_argument("sweep", metavar="PATH[:VARIANT]", help="a sweep file; --config.FIELD=VALUE changes every cell")
@@ -64,6 +65,21 @@ def make_parser() -> argparse.ArgumentParser:
   )
   _add_fit(commands)
   return parser
+
+
+def _add_processes(parser: Any) -> None:
+  parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0, where several run as one")
+  parser.add_argument(
+    "--num-processes", type=int, default=0, metavar="N", help="how many (else from Slurm, Open MPI, TPU)"
+  )
+  parser.add_argument("--process-id", type=int, default=-1, metavar="I", help="which of them this is, 0 to N-1")
+  parser.add_argument(
+    "--heartbeat",
+    type=int,
+    default=60,
+    metavar="SECONDS",
+    help="silence after which a process counts as gone (default 60)",
+  )
 
 
 def _add_fit(commands: Any) -> None:
@@ -115,14 +131,21 @@ def _need(arguments: Any, *names: str) -> None:
 
 def _train(arguments: Any) -> int:
   from ilya_jax.config import load_config
+  from ilya_jax.parallel import distributed
   from ilya_jax.parallel.devices import split_cpu, use_compilation_cache
-  from ilya_jax.train.loop import train
 
   _need(arguments, "config", "workdir")
   config = load_config(arguments.config, arguments.overrides)
   split_cpu(config.batch_size // config.accumulate)
   use_compilation_cache()
-  result = train(config, arguments.workdir)
+  distributed.start(coordinator=arguments.coordinator, processes=arguments.num_processes, index=arguments.process_id,
+                    heartbeat_s=arguments.heartbeat)  # fmt: skip
+  from ilya_jax.train.loop import train
+
+  with distributed.ending_together():
+    result = train(config, arguments.workdir)
+  if not distributed.is_first():
+    return 0
   scores = "  ".join(
     f"{split}: " + " ".join(f"{name} {value:.4f}" for name, value in means.items())
     for split, means in result.evaluations.items()

@@ -54,12 +54,13 @@ class Stack(NamedTuple):
 
 
 class Pieces(NamedTuple):
-  """A sequence model cut before and after its stack: enter(params, tokens, rng, *, train) -> x; stack; and
-  logits(params, x, rng, *, train) -> [B, T, V]."""
+  """A sequence model cut before and after its stack: enter(params, tokens, rng, *, train) -> x, whose batch stands at
+  `batch_axis`; stack; and logits(params, x, rng, *, train) -> [B, T, V]."""
 
   enter: Callable[..., PyTree]
   stack: Stack
   logits: Callable[..., jax.Array]
+  batch_axis: int = 0
 
 
 class Layers(NamedTuple):
@@ -68,11 +69,13 @@ class Layers(NamedTuple):
   before(params, batch, rng, *, train) -> x: what the first layer reads, a tree of floating-point arrays.
   after(params, x, batch, rng, *, train) -> (scalar, Metrics): the mean loss of the batch.
   Both get all parameters and may use any but those of the layers.
+  batch_axis: where the batch stands in x; 0 in a list of layers that differ.
   """
 
   before: Callable[..., PyTree]
   layers: Stack | tuple[Layer, ...]
   after: Callable[..., tuple[jax.Array, Metrics]]
+  batch_axis: int = 0
 
 
 class Task(NamedTuple):
@@ -98,8 +101,9 @@ class Task(NamedTuple):
 class Source(NamedTuple):
   """Data as a pure function of (config, seed, split, step).
 
-  batch(step, *, split) -> Batch: NumPy arrays for a host source; traceable in `step` where `traced` is true, and
-    then sampled inside the compiled step. `split` is "train" or a name in `eval_batches`.
+  batch(step, *, split, rows=slice(None)) -> Batch: NumPy arrays for a host source, of the rows of the batch that are
+    asked for (a process of several reads its own alone); traceable in `step` where `traced` is true, then without
+    `rows` and sampled inside the compiled step. `split` is "train" or a name in `eval_batches`.
   eval_batches: held-out set -> how many batches it holds; batches 0..n-1 are the whole, fixed set.
   info: facts recorded with a run (fingerprint, documents, duplicates removed, unique training tokens `d_unique`, …).
   traced: whether `batch` may be called under jit.

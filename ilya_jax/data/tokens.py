@@ -159,16 +159,16 @@ def token_source(corpus: Corpus, *, batch_size: int, context: int, seed: int, ev
     offset = rng.integers(context)
     return offset + context * rng.permutation(windows)
 
-  def batch(step: int, *, split: str = "train") -> dict[str, np.ndarray]:
+  def batch(step: int, *, split: str = "train", rows: slice = slice(None)) -> dict[str, np.ndarray]:
     if split == "heldout":
-      return {"tokens": heldout[heldout_starts[step]]}
+      return {"tokens": heldout[heldout_starts[step][rows]]}
     if split != "train":
       raise ValueError(f"split {split!r}; expected 'train' or 'heldout'")
     epoch, position = divmod(int(step) * batch_size, windows)
     starts = epoch_starts(epoch)[position : position + batch_size]
     if starts.size < batch_size:
       starts = np.concatenate([starts, epoch_starts(epoch + 1)[: batch_size - starts.size]])
-    return {"tokens": train[starts]}
+    return {"tokens": train[starts[rows]]}
 
   info = {
     "name": corpus.name,

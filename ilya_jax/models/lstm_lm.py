@@ -168,7 +168,8 @@ def pieces(model: LstmLM) -> Pieces:
   def logits(params, x, rng, *, train):
     return model.apply({"params": params}, x, train=train, rngs={"dropout": rng} if train else None, method="logits")
 
-  return Pieces(enter, Stack("layers", model.n_layers, apply, model.layer_unroll or model.n_layers), logits)
+  stack = Stack("layers", model.n_layers, apply, model.layer_unroll or model.n_layers)
+  return Pieces(enter, stack, logits, batch_axis=1)
 
 
 def _init_scale(model: LstmLM) -> float:

@@ -4,12 +4,15 @@ Keys: layer i draws from fold_in(rng, i), what comes before from fold_in(rng, L)
 fold_in(rng, L + 1), L layers; so dropout does not depend on where the list is cut.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from ilya_jax.parallel.mesh import split_batch
 from ilya_jax.task import Layers, Stack
 
 PyTree = Any
@@ -18,6 +21,13 @@ PyTree = Any
 def length(layers: Layers) -> int:
   """How many layers there are."""
   return layers.layers.length if isinstance(layers.layers, Stack) else len(layers.layers)
+
+
+def keeper(layers: Layers, mesh: Mesh | None) -> Callable[[PyTree], PyTree]:
+  """What constrains the activations between the layers; nothing without a mesh of several devices."""
+  if mesh is None or mesh.size == 1:
+    return lambda x: x
+  return functools.partial(split_batch, mesh=mesh, axis=layers.batch_axis)
 
 
 def own_state(model_state: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -33,22 +43,25 @@ def with_state(model_state: Mapping[str, Any], name: str, state: Mapping[str, An
   }
 
 
-def in_turn(layers: Layers) -> Callable[..., Any]:
-  """The loss of a Task (params, model_state, batch, rng, *, train) that runs the list in turn."""
+def in_turn(layers: Layers, *, mesh: Mesh | None = None) -> Callable[..., Any]:
+  """The loss of a Task (params, model_state, batch, rng, *, train) that runs the list in turn, its batch split over `mesh`."""
   count = length(layers)
+  keep = keeper(layers, mesh)
 
   def loss(params, model_state, batch, rng, *, train):
-    x = layers.before(params, batch, jax.random.fold_in(rng, count), train=train)
+    x = keep(layers.before(params, batch, jax.random.fold_in(rng, count), train=train))
     if isinstance(layers.layers, Stack):
       stack = layers.layers
       state = own_state(model_state, stack.name)
-      x, state = run_stack(stack, params[stack.name], state, x, jnp.arange(count, dtype=jnp.int32), rng, train=train)
+      x, state = run_stack(
+        stack, params[stack.name], state, x, jnp.arange(count, dtype=jnp.int32), rng, train=train, keep=keep
+      )
       model_state = with_state(model_state, stack.name, state)
     else:
       for index, layer in enumerate(layers.layers):
         state, key = own_state(model_state, layer.name), jax.random.fold_in(rng, index)
         x, state = layer.apply(params.get(layer.name, {}), state, x, key, train=train)
-        model_state = with_state(model_state, layer.name, state)
+        x, model_state = keep(x), with_state(model_state, layer.name, state)
     scalar, metrics = layers.after(params, x, batch, jax.random.fold_in(rng, count + 1), train=train)
     return scalar, (metrics, model_state)
 
@@ -57,17 +70,18 @@ def in_turn(layers: Layers) -> Callable[..., Any]:
 
 def run_stack(
   stack: Stack, params: PyTree, state: PyTree, x: PyTree, indices: jax.Array, rng: jax.Array, *, train: bool,
-  used: jax.Array | None = None,
+  used: jax.Array | None = None, keep: Callable[[PyTree], PyTree] = lambda x: x,
 ) -> tuple[PyTree, PyTree]:  # fmt: skip
   """Runs the layers whose parameters and state are the rows of `params` and `state`, in turn.
 
   indices [n]: which layer of the whole stack each row is. used [n]: rows that count; the others are computed on the same
-  activations and thrown away (None: all count).
+  activations and thrown away (None: all count). keep: constrains the activations between layers.
   """
 
   def body(x, row):
     own_params, own_state_, index, counts = row
     y, new = stack.apply(own_params, own_state_, x, jax.random.fold_in(rng, index), train=train)
+    y = keep(y)
     if counts is None:
       return y, new
     choose = lambda one, other: jax.tree.map(lambda a, b: jnp.where(counts, a, b), one, other)  # noqa: E731

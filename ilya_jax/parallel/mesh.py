@@ -50,3 +50,19 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same value on every device of the mesh."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def split_batch(tree: Any, mesh: Mesh, *, axis: int = 0) -> Any:
+  """Activations constrained to lie split along their batch axis, and whole along the others.
+
+  Layers keep to this between one another. Left to itself XLA may choose a layout for which it forgets to sum gradients over
+  `data` (openxla/xla#40034): seen with data, fsdp and tensor of 2 in 6 of 25 random stacks of tanh layers, never with this.
+  """
+  current = jax.sharding.get_abstract_mesh()  # inside a shard_map it knows which axes are manual there
+  sharding = NamedSharding(mesh if current.empty else current, PartitionSpec(*(None,) * axis, BATCH_AXES))
+  shards = math.prod(mesh.shape[name] for name in BATCH_AXES)
+
+  def constrain(leaf):
+    return jax.lax.with_sharding_constraint(leaf, sharding) if leaf.shape[axis] % shards == 0 else leaf
+
+  return jax.tree.map(constrain, tree)

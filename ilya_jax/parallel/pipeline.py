@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from ilya_jax.errors import UserError
-from ilya_jax.parallel.layers import length, own_state, run_stack, with_state
+from ilya_jax.parallel.layers import keeper, length, own_state, run_stack, with_state
 from ilya_jax.parallel.mesh import BATCH_AXES
 from ilya_jax.task import Layers, Stack
 
@@ -109,8 +109,11 @@ def pipelined(layers: Layers, *, mesh: Mesh, plan: Plan) -> Callable[..., Any]:
     before = functools.partial(layers.before, train=train)
     after = functools.partial(layers.after, train=train)
     x = jax.vmap(before, in_axes=(None, 0, 0))(params, batches, fold(keys, count))
-    make = _stacked if isinstance(layers.layers, Stack) else _listed
-    cells = make(layers.layers, params, model_state, x, plan=plan, stages=stages, train=train)
+    if isinstance(layers.layers, Stack):
+      keep = keeper(layers, mesh)
+      cells = _stacked(layers.layers, params, model_state, plan=plan, stages=stages, train=train, keep=keep)
+    else:
+      cells = _listed(layers.layers, params, model_state, x, plan=plan, stages=stages, train=train)
     y, state = _run(cells, cells.wrap(x), keys, mesh=mesh, plan=plan)
     for name, own in cells.split(state).items():
       model_state = with_state(model_state, name, own)
@@ -201,21 +204,23 @@ def _key_at(keys: jax.Array, index: jax.Array) -> jax.Array:
   return jax.random.wrap_key_data(_at(jax.random.key_data(keys), index), impl=jax.random.key_impl(keys))
 
 
-def _stacked(stack: Stack, params, model_state, x, *, plan: Plan, stages: int, train: bool) -> _Cells:
+def _stacked(stack: Stack, params, model_state, *, plan: Plan, stages: int, train: bool, keep) -> _Cells:
   """Equal layers: each cell scans over its rows; shorter cells are padded with rows that do not count."""
   counts, longest = plan.counts, max(plan.counts)
   shape = (plan.virtual, stages, longest)
   starts = [sum(counts[:cell]) for cell in range(len(counts))]
   rows = [start + min(j, count - 1) for start, count in zip(starts, counts, strict=True) for j in range(longest)]
-  used = [j < count for count in counts for j in range(longest)]
-  even = all(used)
-  indices, used = jnp.array(rows, jnp.int32).reshape(-1, longest), jnp.array(used).reshape(-1, longest)
+  counted = [j < count for count in counts for j in range(longest)]
+  even = all(counted)
+  indices, used = jnp.array(rows, jnp.int32).reshape(-1, longest), jnp.array(counted).reshape(-1, longest)
 
   def gather(leaf):
     return leaf.reshape(*shape, *leaf.shape[1:]) if even else leaf[jnp.array(rows)].reshape(*shape, *leaf.shape[1:])
 
   def run(own_params, own, x, rng, cell):
-    return run_stack(stack, own_params, own, x, indices[cell], rng, train=train, used=None if even else used[cell])
+    return run_stack(
+      stack, own_params, own, x, indices[cell], rng, train=train, used=None if even else used[cell], keep=keep
+    )
 
   first = [cell * longest + j for cell, count in enumerate(counts) for j in range(count)]
 

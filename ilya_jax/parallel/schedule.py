@@ -156,7 +156,8 @@ def _with_weights_apart(
   ]
   ends: dict[Work, float] = {}
   done = [dict.fromkeys("FBW", 0) for _ in range(stages)]
-  free, events = [0.0] * stages, []
+  free: list[float] = [0.0] * stages
+  events: list[Event] = []
 
   def choices(stage: int) -> Iterator[tuple[float, int, Work]]:
     """(earliest start, rank, work) of what the stage could do next."""

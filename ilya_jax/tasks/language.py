@@ -63,7 +63,7 @@ def make_layers(pieces: Pieces, *, token_bytes: np.ndarray) -> Layers:
     total, weight = metrics["loss"]
     return total / weight, metrics
 
-  return Layers(before, pieces.stack, after)
+  return Layers(before, pieces.stack, after, pieces.batch_axis)
 
 
 def score(logits: jax.Array, targets: jax.Array, *, token_bytes: np.ndarray) -> Metrics:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from ilya_jax.parallel.distributed import all_agree, first_does, is_first, whole
 from ilya_jax.train.state import checksum
 
 PyTree = Any
@@ -37,7 +38,10 @@ class Checkpoints:
     return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdigit())
 
   def remove_unfinished(self) -> None:
-    """Removes what a killed process left half written."""
+    """Removes what a killed process left half written. Of several processes the first does it, and the others wait."""
+    first_does(self._remove_unfinished)
+
+  def _remove_unfinished(self) -> None:
     if self.directory.is_dir():
       for entry in self.directory.iterdir():
         if not entry.name.isdigit():
@@ -63,13 +67,19 @@ class Checkpoints:
     return saving is not None
 
   def remove_after(self, step: int) -> None:
-    """Removes the checkpoints of later steps."""
-    for later in self.steps():
-      if later > step:
-        shutil.rmtree(self.directory / str(later), ignore_errors=True)
+    """Removes the checkpoints of later steps. Of several processes the first does it, and the others wait."""
+
+    def remove() -> None:
+      for later in self.steps():
+        if later > step:
+          shutil.rmtree(self.directory / str(later), ignore_errors=True)
+
+    first_does(remove)
 
   def drop(self) -> None:
     """Removes the checkpoints that need not be kept."""
+    if not is_first():
+      return
     steps = self.steps()
     kept = set(steps[-self._keep :]) | self._keep_steps
     known = [step for step in steps if np.isfinite(self._losses.get(step, np.nan))]
@@ -91,8 +101,9 @@ class Checkpoints:
       state, problem = load_checkpoint(self.directory, step, abstract=abstract)
       if problem is None:
         return step, state
-      say(f"checkpoint of step {step} is damaged ({problem}); falling back to the one before")
-      shutil.rmtree(self.directory / str(step), ignore_errors=True)
+      if is_first():
+        say(f"checkpoint of step {step} is damaged ({problem}); falling back to the one before")
+      self.remove_after(step - 1)
     return None
 
 
@@ -113,12 +124,15 @@ def load_checkpoint(directory: Path, step: int, *, abstract: PyTree) -> tuple[Py
   replicated = leaves[0].sharding  # of the step, a scalar
   wanted = {"state": abstract, "checksum": jax.ShapeDtypeStruct((len(leaves),), np.uint32, sharding=replicated)}
   _silence_abandoned_reads()
+  payload, problem = None, None
   try:
     payload = ocp.load_checkpointables(directory / str(step), {"run": wanted})["run"]
-    found = np.asarray(checksum(payload["state"]))
   except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-    return None, _first_line(error.__cause__ or error)
-  if not np.array_equal(found, np.asarray(payload["checksum"])):
+    problem = _first_line(error.__cause__ or error)
+  if not all_agree(problem is None):
+    return None, problem or "another process cannot read it"
+  assert payload is not None
+  if not np.array_equal(whole(checksum(payload["state"])), whole(payload["checksum"])):
     return None, "its checksum does not match"
   return payload["state"], None
 

@@ -1,11 +1,11 @@
 """Evaluation on fixed held-out sets: every metric's mean, and the standard error of the loss over batches."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from ilya_jax.parallel.distributed import own_rows, put, several
 from ilya_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from ilya_jax.task import Source
 from ilya_jax.train.programs import Programs
@@ -19,10 +19,9 @@ def evaluate(programs: Programs, state: TrainState, *, source: Source, split: st
 
   `loss_se` is the standard error of the mean loss over the set's batches, in the loss's unit (absent with a single batch).
   """
-  put = _placer(programs)
   totals: dict[str, list[Any]] = {}
   for index in range(source.eval_batches[split]):
-    metrics = programs.evaluate(state.params, state.model_state, put(source.batch(index, split=split)))
+    metrics = programs.evaluate(state.params, state.model_state, _placed(programs, source, index, split=split))
     for name, pair in metrics.items():
       totals.setdefault(name, []).append(pair)
   means = {}
@@ -36,12 +35,13 @@ def evaluate(programs: Programs, state: TrainState, *, source: Source, split: st
   return means
 
 
-def _placer(programs: Programs) -> Callable[[PyTree], PyTree]:
-  """Puts a batch on the mesh: split where its rows divide over the data shards, whole on every device otherwise."""
+def _placed(programs: Programs, source: Source, index: int, *, split: str) -> PyTree:
+  """A batch on the mesh: split where its rows divide over the data shards, whole on every device otherwise."""
+  batch = source.batch(index, split=split)
+  rows = jax.tree.leaves(batch)[0].shape[0]
   shards = int(np.prod([programs.mesh.shape[axis] for axis in BATCH_AXES]))
-
-  def put(batch):
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    return jax.device_put(batch, batch_sharding(programs.mesh) if rows % shards == 0 else replicated(programs.mesh))
-
-  return put
+  sharding = batch_sharding(programs.mesh) if rows % shards == 0 else replicated(programs.mesh)
+  if several():
+    own = own_rows(sharding, (rows,), axis=0)
+    batch = jax.tree.map(lambda leaf: np.asarray(leaf)[own], batch)
+  return put(batch, sharding, rows=rows)

@@ -3,6 +3,7 @@
 Every trainable model goes through `train`; nothing in it knows which one. A batch's life: DESIGN.md.
 """
 
+import functools
 import json
 import signal
 import time
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from ilya_jax.config import run_id
 from ilya_jax.errors import RunFailed, UserError
+from ilya_jax.parallel.distributed import Agreement, first_does, is_first, own_rows, put
 from ilya_jax.task import Source, Task
 from ilya_jax.train import workdir as folder
 from ilya_jax.train.checkpoint import Checkpoints, load_checkpoint, wait_all
@@ -132,8 +133,7 @@ def train_pack(jobs: Sequence[Job], *, stop: Stop | None = None) -> list[Result 
   with ExitStack() as locks:
     for run in runs:  # before the locks: what is refused is left as it was
       folder.check_continues(run.workdir, run.config, run=run.id)
-    for run in runs:
-      locks.enter_context(folder.locked(run.workdir))
+    first_does(functools.partial(_lock, locks, runs))
     for run in runs:
       folder.check_continues(run.workdir, run.config, run=run.id)
       run.outcome = RunFailed("failed before") if run.job.passenger else _finished(run.workdir, run=run.id)
@@ -141,6 +141,11 @@ def train_pack(jobs: Sequence[Job], *, stop: Stop | None = None) -> list[Result 
     if active:
       _train_together(runs, active, programs=programs, stop=stop or Stop())
   return [run.outcome for run in runs if run.outcome is not None]
+
+
+def _lock(locks: ExitStack, runs: Sequence["_Run"]) -> None:
+  for run in runs:
+    locks.enter_context(folder.locked(run.workdir))
 
 
 def _pace(config: ConfigDict) -> tuple[Any, ...]:
@@ -182,34 +187,37 @@ def _run(runs: Sequence["_Run"], state: TrainState, *, step: int, programs: Prog
   """Step, log, evaluate, save, until the last step or until no run is left."""
   config = runs[0].config
   pending: Callable[[], None] | None = None
-  saved = time.monotonic()
+  saved, agreement = time.monotonic(), Agreement()
+  rows = own_rows(programs.batch_sharding, (config.batch_size,), axis=0)
   while step < config.steps:
     end = next_boundary(config, step)
-    drawn = [next_chunk(run.config, run.source, run.rates, step=step, end=end) for run in runs]
+    drawn = [next_chunk(run.config, run.source, run.rates, step=step, end=end, rows=rows) for run in runs]
     batches, rates = drawn[0] if len(runs) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
-    batches = jax.device_put(batches, programs.batches_sharding)
+    batches = put(batches, programs.batches_sharding, rows=config.batch_size, axis=1 + (len(runs) > 1))
     state, metrics = programs.steps(state, batches, rates, np.int32(end - step))
     if pending is not None:
       pending()  # one chunk late, so that the device never waits for the host
     pending = _logger(runs, metrics, step=step, end=end)
     step = end
     last = step == config.steps
+    overdue = config.checkpoint.every_s and time.monotonic() - saved > config.checkpoint.every_s
+    signum, save_due = agreement.largest(stop.signum or 0, int(overdue))
     evaluate_now = last or (config.eval.every and step % config.eval.every == 0)
-    save_now = (
+    save_now = bool(
       last
-      or stop.signum is not None
+      or signum
+      or save_due
       or step in config.checkpoint.keep_steps
       or (config.checkpoint.every and step % config.checkpoint.every == 0)
-      or (config.checkpoint.every_s and time.monotonic() - saved > config.checkpoint.every_s)
     )
     if evaluate_now or save_now:
       pending()
       pending = None
       _evaluate_and_save(runs, state, step=step, programs=programs, evaluate_now=evaluate_now, save_now=save_now)
       saved = time.monotonic() if save_now else saved
-    if stop.signum is not None and not last:
+    if signum and not last:
       wait_all([run.checkpoints for run in runs if run.outcome is None])
-      raise Preempted(stop.signum)
+      raise Preempted(signum)
     if all(run.outcome is not None for run in runs):
       break
   wait_all([run.checkpoints for run in runs if run.outcome is None])
@@ -236,14 +244,19 @@ def next_boundary(config: ConfigDict, step: int) -> int:
   return min(*ends, config.steps)
 
 
-def next_chunk(config, source: Source, rates: np.ndarray, *, step: int, end: int) -> tuple[Any, np.ndarray]:
-  """The batches (none for a traced source) and rates of steps step .. end-1, padded to the chunk's capacity; on the host."""
+def next_chunk(
+  config, source: Source, rates: np.ndarray, *, step: int, end: int, rows: slice = slice(None)
+) -> tuple[Any, np.ndarray]:
+  """The batches (none for a traced source) and rates of steps step .. end-1, padded to the chunk's capacity; on the host.
+
+  rows: which rows of each batch to draw, those of this process.
+  """
   capacity = config.execution.steps_per_dispatch
   chunk_rates = np.zeros(capacity, np.float32)
   chunk_rates[: end - step] = rates[step:end]
   if source.traced:
     return None, chunk_rates
-  drawn = [source.batch(index, split="train") for index in range(step, end)]
+  drawn = [source.batch(index, split="train", rows=rows) for index in range(step, end)]
   drawn += [drawn[-1]] * (capacity - len(drawn))
   return jax.tree.map(lambda *leaves: np.stack(leaves), *drawn), chunk_rates
 
@@ -280,8 +293,9 @@ class _Run:
 
   def begin(self, step: int, inherited: list[dict]) -> None:
     """Opens the run's files at `step`."""
-    record = folder.config_record(self.config, run=self.id, data=dict(self.source.info))
-    write_json(self.workdir / "config.json", record)
+    if is_first():
+      record = folder.config_record(self.config, run=self.id, data=dict(self.source.info))
+      write_json(self.workdir / "config.json", record)
     self.record = Record(self.workdir, config=self.config, run=self.id, task=self.task, step=step, inherited=inherited)
     self.checkpoints.remember({row["step"]: row["loss"] for row in self.record.rows if row["split"] == "eval"})
 
@@ -345,7 +359,7 @@ def _begin(run: _Run, programs: Programs) -> tuple[TrainState, list[dict]]:
       row for row in rows if row["split"] == "train" and row["step"] <= step and row["step"] % config.log_every == 0
     ]
     return state, kept
-  state = programs.init(jnp.uint32(config.seed))
+  state = programs.init(np.uint32(config.seed))
   if config.init_from:
     state = _warm_start(state, abstract, other=Path(config.init_from))
   return state, []

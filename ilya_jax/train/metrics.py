@@ -43,23 +43,28 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 class MetricsFile:
   """metrics.jsonl of a run: one JSON object a line, continued after `step` with no row missing or doubled."""
 
-  def __init__(self, path: Path, *, step: int, inherited: Sequence[Row] = ()):
-    """Keeps the rows up to `step`; `inherited` rows stand first where the file is new."""
+  def __init__(self, path: Path, *, step: int, inherited: Sequence[Row] = (), writes: bool = True):
+    """Keeps the rows up to `step`; `inherited` rows stand first where the file is new. writes: false where another does."""
     rows = [row for row in read_rows(path) or inherited if row["step"] <= step]
+    self.rows = [dict(row) for row in rows]
+    self._file = None
+    if not writes:
+      return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(temporary, path)
     self._file = path.open("a")
-    self.rows = [dict(row) for row in rows]
 
   def write(self, rows: Sequence[Row]) -> None:
     """Appends rows; they survive a kill of the process once this returns."""
-    self._file.write("".join(json.dumps(row) + "\n" for row in rows))
-    self._file.flush()
+    if self._file is not None:
+      self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+      self._file.flush()
 
   def close(self) -> None:
     """Closes the file."""
-    self._file.close()
+    if self._file is not None:
+      self._file.close()
 
 
 class EventFile:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from ilya_jax.config import RUNTIME_FIELDS, digest, without
 from ilya_jax.errors import UserError
-from ilya_jax.parallel.layers import length
+from ilya_jax.parallel.layers import in_turn, length
 from ilya_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from ilya_jax.parallel.partition import check_counts, smallest_maximum
 from ilya_jax.parallel.pipeline import Plan, layer_costs, pipelined
@@ -38,7 +38,7 @@ class Programs(NamedTuple):
 
   mesh: Mesh
   abstract_state: TrainState
-  init: Callable[[jax.Array], TrainState]
+  init: Callable[[Any], TrainState]
   steps: Any  # jitted
   evaluate: Callable[..., PyTree]
   join: Callable[[Sequence[TrainState]], TrainState]
@@ -99,7 +99,7 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int) -> Prog
     return TrainState(jnp.int32(0), params, variables, optimizer.init(params), base_key)
 
   shapes = jax.eval_shape(init, jnp.uint32(0))
-  plain = task.loss
+  plain = task.loss if task.layers is None else in_turn(task.layers, mesh=mesh)
   task = _with_pipeline(config, task, mesh=mesh, shapes=shapes, example=example)
   layout = shardings(shapes, rules=task.rules, mesh=mesh)
   abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
@@ -171,10 +171,13 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int) -> Prog
 
 
 def _with_pipeline(config: ConfigDict, task: Task, *, mesh: Mesh, shapes: TrainState, example: PyTree) -> Task:
-  """The task with its layers spread over the stages of the mesh, where there are several or micro-batches are asked for."""
+  """The task on its mesh: activations laid out, layers spread over the stages where there are several or micro-batches."""
   stages, settings = mesh.shape["stage"], config.pipeline
+  if task.layers is None and min(mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]) > 1:
+    got = f"data, fsdp and tensor above 1 with the task {config.task!r}, which names no layers (openxla/xla#40034)"
+    raise UserError(got, "one of the three to be 1", "--config.mesh.tensor")
   if stages == 1 and settings.microbatches == 1:
-    return task
+    return task if task.layers is None else task._replace(loss=in_turn(task.layers, mesh=mesh))
   if task.layers is None:
     raise UserError(
       f"mesh.stage = {stages} with the task {config.task!r}, which names no layers", "1", "--config.mesh.stage"

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ilya_jax.errors import RunFailed
+from ilya_jax.parallel.distributed import is_first
 from ilya_jax.task import Task
 from ilya_jax.train.metrics import EventFile, MetricsFile, Progress, read_json, write_json
 
@@ -16,12 +17,14 @@ _STATUS_EVERY_S = 2.0
 
 
 class Record:
-  """Writes what happens in a run. step: the last one logged."""
+  """Writes what happens in a run; of several processes the first alone does. step: the last one logged."""
 
   def __init__(self, workdir: Path, *, config: ConfigDict, run: str, task: Task, step: int, inherited: list[dict]):
     self._workdir, self._config, self._run, self._counts = workdir, config, run, task.counts
-    self._metrics = MetricsFile(workdir / "metrics.jsonl", step=step, inherited=inherited)
-    self._events = EventFile(workdir / "tensorboard", step=step) if config.execution.tensorboard else None
+    self._writes = is_first()
+    self._metrics = MetricsFile(workdir / "metrics.jsonl", step=step, inherited=inherited, writes=self._writes)
+    tensorboard = self._writes and config.execution.tensorboard
+    self._events = EventFile(workdir / "tensorboard", step=step) if tensorboard else None
     self._progress = Progress(
       total=config.steps, done=step, unit=self._counts.unit, units_per_step=self._counts.units_per_step
     )
@@ -75,7 +78,8 @@ class Record:
         rows.append(self._row(step, "train", {name: float(values[index]) for name, values in means.items()}))
     self._write(rows)
     self.step, self._loss = end, float(means["loss"][-1])
-    self._progress.show(step=end, loss=self._loss, last=end == self._config.steps)
+    if self._writes:
+      self._progress.show(step=end, loss=self._loss, last=end == self._config.steps)
     if time.monotonic() - self._written > _STATUS_EVERY_S:
       self.status("running")
 
@@ -96,7 +100,8 @@ class Record:
     loss = self._loss if math.isfinite(self._loss) else None
     value = {"id": self._run, "state": state, "step": self.step, "steps": self._config.steps, "loss": loss,
              "wall_s": round(wall, 3), "left_s": left, "updated": time.time(), **more}  # fmt: skip
-    write_json(self._workdir / "status.json", value)
+    if self._writes:
+      write_json(self._workdir / "status.json", value)
 
   def close(self) -> None:
     """Closes the files."""

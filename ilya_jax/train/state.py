@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ilya_jax.parallel.distributed import whole
 from ilya_jax.parallel.sharding import path_name
 
 PyTree = Any
@@ -27,7 +28,7 @@ def params_digest(params: PyTree) -> str:
   leaves = sorted((path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params))
   sha = hashlib.sha256()
   for name, leaf in leaves:
-    array = np.asarray(leaf)
+    array = whole(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)
     sha.update(f"{name} {array.shape} {array.dtype}\n".encode())
     sha.update(np.ascontiguousarray(array).tobytes())
   return sha.hexdigest()

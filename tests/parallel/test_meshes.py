@@ -177,7 +177,7 @@ def mesh_of(shape):
 def step(layers, state, batch, *, mesh):
   """(gradients, model state) of one step over MICRO micro-batches."""
   stages = mesh.shape["stage"]
-  loss, accumulate = in_turn(layers), MICRO
+  loss, accumulate = in_turn(layers, mesh=mesh), MICRO
   if stages > 1:
     counts = smallest_maximum(layer_costs(layers, state.params, state.model_state, batch), stages)
     loss, accumulate = pipelined(layers, mesh=mesh, plan=Plan(MICRO, counts, tick_unroll=MICRO + stages)), 1

@@ -1,0 +1,168 @@
+"""Several processes as one program: how they find each other, what they agree on, and how an array is put on their devices."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+from ilya_jax.errors import UserError
+from ilya_jax.parallel.devices import on_cpu
+
+PyTree = Any
+
+
+def wanted(environment: Mapping[str, str]) -> bool:
+  """Whether the environment says that this process is one of several: JAX's variables, Slurm's srun, Open MPI, a TPU pod."""
+  return (
+    "JAX_COORDINATOR_ADDRESS" in environment
+    or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    or int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+    or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+  )
+
+
+def start(
+  *, coordinator: str = "", processes: int = 0, index: int = -1, heartbeat_s: int = 60,
+  environment: Mapping[str, str] = os.environ,
+) -> None:  # fmt: skip
+  """Joins the other processes where there are any; to be called before any computation.
+
+  coordinator: HOST:PORT of process 0, which all can reach. Without flags, the environment is asked (`wanted`); JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID go with JAX_COORDINATOR_ADDRESS. A process that is not heard of for `heartbeat_s` seconds ends all.
+  Raises UserError on flags that do not go together, and where the others do not come.
+  """
+  given = (bool(coordinator), processes > 0, index >= 0)
+  if not any(given) and not wanted(environment):
+    return
+  if any(given) and (not all(given) or index >= processes or ":" not in coordinator):
+    got = f"--coordinator {coordinator or '?'} --num-processes {processes} --process-id {index}"
+    raise UserError(got, "all three: HOST:PORT, N of 1 or more, an id below N", "--coordinator")
+  if on_cpu():
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  settings: dict[str, Any] = {"heartbeat_timeout_seconds": heartbeat_s}
+  if any(given):
+    settings |= {"coordinator_address": coordinator, "num_processes": processes, "process_id": index}
+  elif "JAX_COORDINATOR_ADDRESS" in environment and "JAX_NUM_PROCESSES" in environment:
+    settings |= {
+      "num_processes": int(environment["JAX_NUM_PROCESSES"]), "process_id": int(environment.get("JAX_PROCESS_ID", "0")),
+    }  # fmt: skip
+  if "coordinator_address" in settings or "num_processes" in settings:
+    settings["cluster_detection_method"] = "deactivate"
+  try:
+    jax.distributed.initialize(**settings)
+  except (ValueError, RuntimeError) as error:
+    raise UserError(
+      f"the processes did not come together: {str(error).splitlines()[0]}", "all of them", "--coordinator"
+    ) from error
+
+
+def several() -> bool:
+  """Whether this process is one of several."""
+  return jax.process_count() > 1
+
+
+def is_first() -> bool:
+  """Whether this is process 0, which writes what is written once."""
+  return jax.process_index() == 0
+
+
+def first_does(action: Callable[[], None]) -> None:
+  """Process 0 does something that may fail; the others wait, and fail with it. Raises what it raises, or UserError."""
+  if not several():
+    action()
+    return
+  failure: Exception | None = None
+  if is_first():
+    try:
+      action()
+    except Exception as error:
+      failure = error
+  failed = bool(multihost_utils.broadcast_one_to_all(np.int32(failure is not None)))
+  if failure is not None:
+    raise failure
+  if failed:
+    raise UserError("process 0 stopped", "see what it says", "--process-id")
+
+
+def all_agree(holds: bool) -> bool:
+  """Whether something holds on every process."""
+  return holds if not several() else bool(multihost_utils.process_allgather(np.int32(holds)).all())
+
+
+class Agreement:
+  """Numbers of which the largest over all processes counts, known one call late so that nothing waits for it."""
+
+  def __init__(self) -> None:
+    self._pending: Any = None
+
+  def largest(self, *values: int) -> tuple[int, ...]:
+    """Gives this process's values, and returns the largest of each over all processes, of the call before this one.
+
+    On a single process: the values themselves, at once. The first call of several processes returns zeros.
+    """
+    if not several():
+      return values
+    given = multihost_utils.host_local_array_to_global_array(
+      np.asarray([values], np.int32), _row_mesh(), jax.sharding.PartitionSpec("process")
+    )
+    before, self._pending = self._pending, _largest(given)
+    return (0,) * len(values) if before is None else tuple(int(value) for value in np.asarray(before))
+
+
+def _row_mesh() -> jax.sharding.Mesh:
+  """One device of each process."""
+  first = {device.process_index: device for device in reversed(jax.devices())}
+  return jax.sharding.Mesh(np.array([first[k] for k in sorted(first)]), ("process",))
+
+
+def _largest(values: jax.Array) -> jax.Array:
+  whole = NamedSharding(values.sharding.mesh, jax.sharding.PartitionSpec())  # type: ignore[attr-defined]
+  return jax.jit(lambda rows: rows.max(0), out_shardings=whole)(values)
+
+
+def own_rows(sharding: NamedSharding, shape: tuple[int, ...], *, axis: int) -> slice:
+  """The range along `axis` of a global array of `shape` that this process's devices hold."""
+  held = sharding.addressable_devices_indices_map(shape).values()
+  parts = [index[axis].indices(shape[axis])[:2] for index in held if index is not None]
+  return slice(min(a for a, _ in parts), max(b for _, b in parts))
+
+
+def put(tree: PyTree, sharding: NamedSharding, *, rows: int, axis: int = 0) -> PyTree:
+  """Host arrays on the mesh: each holds this process's `own_rows` of the `rows` along `axis` of the global array."""
+  if not several():
+    return jax.device_put(tree, sharding)
+
+  def place(leaf):
+    shape = (*leaf.shape[:axis], rows, *leaf.shape[axis + 1 :])
+    return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), shape)
+
+  return jax.tree.map(place, tree)
+
+
+def whole(leaf: jax.Array) -> np.ndarray:
+  """All of an array, on every process."""
+  return np.asarray(leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True))
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+  """Ends this process with one line where an operation fails because another process is gone."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if not several():
+      raise
+    reason = str(error).strip().splitlines()[0][:160]
+    end_with(f"error: another process is gone ({reason}); start all again to go on from the last checkpoint", 1)
+
+
+def end_with(line: str, code: int) -> None:
+  """Says why, and ends this process at once: with others gone, nothing can be shut down in order."""
+  print(line, file=sys.stderr, flush=True)
+  os._exit(code)
