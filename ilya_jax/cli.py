@@ -136,10 +136,15 @@ def _train(arguments: Any) -> int:
 
   _need(arguments, "config", "workdir")
   config = load_config(arguments.config, arguments.overrides)
+  processes = {
+    "coordinator": arguments.coordinator,
+    "processes": arguments.num_processes,
+    "index": arguments.process_id,
+  }
+  distributed.check_flags(**processes)
   split_cpu(config.batch_size // config.accumulate)
   use_compilation_cache()
-  distributed.start(coordinator=arguments.coordinator, processes=arguments.num_processes, index=arguments.process_id,
-                    heartbeat_s=arguments.heartbeat)  # fmt: skip
+  distributed.start(**processes, heartbeat_s=arguments.heartbeat)
   from ilya_jax.train.loop import train
 
   with distributed.ending_together():

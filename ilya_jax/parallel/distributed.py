@@ -1,7 +1,10 @@
 """Several processes as one program: how they find each other, what they agree on, and how an array is put on their devices."""
 
+import ctypes
 import os
+import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +18,8 @@ from ilya_jax.errors import UserError
 from ilya_jax.parallel.devices import on_cpu
 
 PyTree = Any
+_GONE = "error: another process is gone ({}); start all again to go on from the last checkpoint"
+_abort_handler: Any = None  # kept for as long as the C library may call it
 
 
 def wanted(environment: Mapping[str, str]) -> bool:
@@ -27,6 +32,15 @@ def wanted(environment: Mapping[str, str]) -> bool:
   )
 
 
+def check_flags(*, coordinator: str, processes: int, index: int) -> bool:
+  """Whether flags name the processes; raises UserError on ones that do not go together."""
+  given = (bool(coordinator), processes > 0, index >= 0)
+  if any(given) and (not all(given) or index >= processes or ":" not in coordinator):
+    got = f"--coordinator {coordinator or '?'} --num-processes {processes} --process-id {index}"
+    raise UserError(got, "all three: HOST:PORT, N of 1 or more, an id below N", "--coordinator")
+  return any(given)
+
+
 def start(
   *, coordinator: str = "", processes: int = 0, index: int = -1, heartbeat_s: int = 60,
   environment: Mapping[str, str] = os.environ,
@@ -37,16 +51,13 @@ def start(
   JAX_PROCESS_ID go with JAX_COORDINATOR_ADDRESS. A process that is not heard of for `heartbeat_s` seconds ends all.
   Raises UserError on flags that do not go together, and where the others do not come.
   """
-  given = (bool(coordinator), processes > 0, index >= 0)
-  if not any(given) and not wanted(environment):
+  given = check_flags(coordinator=coordinator, processes=processes, index=index)
+  if not given and not wanted(environment):
     return
-  if any(given) and (not all(given) or index >= processes or ":" not in coordinator):
-    got = f"--coordinator {coordinator or '?'} --num-processes {processes} --process-id {index}"
-    raise UserError(got, "all three: HOST:PORT, N of 1 or more, an id below N", "--coordinator")
   if on_cpu():
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
   settings: dict[str, Any] = {"heartbeat_timeout_seconds": heartbeat_s}
-  if any(given):
+  if given:
     settings |= {"coordinator_address": coordinator, "num_processes": processes, "process_id": index}
   elif "JAX_COORDINATOR_ADDRESS" in environment and "JAX_NUM_PROCESSES" in environment:
     settings |= {
@@ -56,10 +67,30 @@ def start(
     settings["cluster_detection_method"] = "deactivate"
   try:
     jax.distributed.initialize(**settings)
+    _one_line_at_abort()
   except (ValueError, RuntimeError) as error:
     raise UserError(
       f"the processes did not come together: {str(error).splitlines()[0]}", "all of them", "--coordinator"
     ) from error
+
+
+def _one_line_at_abort() -> None:
+  """Makes the runtime's way of ending this process one line and exit code 1; its own words go to a file that the line names.
+
+  The coordination service aborts with a page of C++ frames, and its callback cannot be written in Python (jaxlib 0.10).
+  """
+  global _abort_handler
+  handle, name = tempfile.mkstemp(prefix="ilya_jax_", suffix=".log")
+  shown = os.dup(2)
+  sys.stderr = os.fdopen(shown, "w", buffering=1)
+  os.dup2(handle, 2)  # what C++ prints
+
+  def aborted(signum: int) -> None:
+    os.write(shown, (_GONE.format(f"or the runtime failed, see {name}") + "\n").encode())
+    os._exit(1)
+
+  _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
+  ctypes.CDLL(None).signal(signal.SIGABRT, _abort_handler)
 
 
 def several() -> bool:
@@ -111,7 +142,7 @@ class Agreement:
     given = multihost_utils.host_local_array_to_global_array(
       np.asarray([values], np.int32), _row_mesh(), jax.sharding.PartitionSpec("process")
     )
-    before, self._pending = self._pending, _largest(given)
+    before, self._pending = self._pending, jax.block_until_ready(_largest(given))
     return (0,) * len(values) if before is None else tuple(int(value) for value in np.asarray(before))
 
 
@@ -159,7 +190,7 @@ def ending_together() -> Iterator[None]:
     if not several():
       raise
     reason = str(error).strip().splitlines()[0][:160]
-    end_with(f"error: another process is gone ({reason}); start all again to go on from the last checkpoint", 1)
+    end_with(_GONE.format(reason), 1)
 
 
 def end_with(line: str, code: int) -> None:

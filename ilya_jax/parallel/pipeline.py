@@ -132,7 +132,13 @@ def _split(leaf: jax.Array, micro: int) -> jax.Array:
 def _run(cells: _Cells, x: PyTree, keys: jax.Array, *, mesh: Mesh, plan: Plan) -> tuple[PyTree, PyTree]:
   """Runs all ticks: x [M, b, ...] -> what the last cell writes [M, b, ...], and the state of all cells."""
   stages, micro, rounds = mesh.shape[STAGE], plan.microbatches, plan.virtual
-  run = jax.checkpoint(cells.run, prevent_cse=False) if plan.remat else cells.run
+
+  def run(params, state, x, rng, turn, cell):
+    """One cell: its own parameters are picked out in here, so that a tick keeps no copy of them for the backward pass."""
+    own = params if rounds == 1 else jax.tree.map(lambda leaf: _at(leaf, turn), params)
+    return cells.run(own, state, x, rng, cell)
+
+  run = jax.checkpoint(run, prevent_cse=False) if plan.remat else run
   scatter = micro % stages == 0
   split = tuple(axis for axis in BATCH_AXES if axis in mesh.shape) if cells.manual else ()
   shards = math.prod(mesh.shape[axis] for axis in split)
@@ -140,6 +146,7 @@ def _run(cells: _Cells, x: PyTree, keys: jax.Array, *, mesh: Mesh, plan: Plan) -
 
   def program(params, state, x, keys):
     params, state = (jax.tree.map(lambda leaf: leaf[:, 0], tree) for tree in (params, state))  # [V, ...]
+    params = params if rounds > 1 else jax.tree.map(lambda leaf: leaf[0], params)
     params = _varying(params, split)  # here, so that their gradients are summed over devices once, after all ticks
     stage = lax.axis_index(STAGE)  # int32
     if shards > 1:  # rows that lie on different devices draw differently
@@ -158,8 +165,8 @@ def _run(cells: _Cells, x: PyTree, keys: jax.Array, *, mesh: Mesh, plan: Plan) -
         slot = jnp.where((back >= 0) & (back < (rounds - 1) * micro), back % micro, micro)  # out of range: dropped
         queue = jax.tree.map(lambda leaf, new: leaf.at[slot].set(new, mode="drop"), queue, arriving)
       read = jax.tree.map(lambda leaf, new: jnp.where(stage == 0, _at(leaf, m), new), queue, arriving)
-      own_params, own = (jax.tree.map(lambda leaf: _at(leaf, turn), tree) for tree in (params, state))
-      wrote, new = run(own_params, own, read, _key_at(keys, m), turn * stages + stage)
+      own = jax.tree.map(lambda leaf: _at(leaf, turn), state)
+      wrote, new = run(params, own, read, _key_at(keys, m), turn, turn * stages + stage)
       new = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, own)
       state = jax.tree.map(lambda leaf, value: leaf.at[turn].set(value), state, new)
       last = valid & (stage == stages - 1) & (turn == rounds - 1)

@@ -1,0 +1,180 @@
+"""Several processes on one machine: the run of one process, whole data shards, one line when one is gone, and resuming."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from ilya_jax import cli
+from ilya_jax.parallel import distributed
+from ilya_jax.parallel.mesh import AXES, batch_sharding
+from ilya_jax.train.metrics import read_json, read_rows
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port():
+  with socket.socket() as opened:
+    opened.bind(("127.0.0.1", 0))
+    return opened.getsockname()[1]
+
+
+@pytest.fixture
+def launch(text_folder):
+  """launch(workdir, processes, devices, *overrides) -> processes that train together (one alone without a coordinator)."""
+  started = []
+
+  def make(workdir, processes, devices, *overrides, heartbeat=10):
+    command = [
+      sys.executable, "-m", "ilya_jax.cli", "train", "--config", "configs/transformer_lm.py:tiny", "--workdir", str(workdir),
+      "--config.data.name=files", f"--config.data.path={text_folder}", "--config.data.heldout_fraction=0.2",
+      "--config.data.context=16", "--config.batch_size=8", "--config.model.d_model=16",
+      "--config.model.n_layers=4", "--config.schedule.name=constant",
+      "--config.schedule.warmup_steps=4", "--config.eval.tokens=1024", "--config.checkpoint.every=8", "--config.log_every=1",
+      "--config.execution.steps_per_dispatch=4", "--config.execution.tensorboard=false", *overrides,
+    ]  # fmt: skip
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    environment["ILYA_JAX_CACHE"] = str(text_folder.parent / "processes_cache")
+    port, group = free_port(), []
+    for index in range(processes):
+      several = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(processes), "--process-id", str(index)]
+      several += ["--heartbeat", str(heartbeat)]
+      group.append(
+        subprocess.Popen(command + (several if processes > 1 else []), cwd=ROOT, env=environment, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+      )  # fmt: skip
+    started.extend(group)
+    return group
+
+  yield make
+  for process in started:
+    if process.poll() is None:
+      process.kill()
+    process.communicate()
+
+
+def wait(group, *, code=0):
+  """The outputs of processes that end with `code`."""
+  outputs = [process.communicate(timeout=240) for process in group]
+  assert [process.returncode for process in group] == [code] * len(group), outputs
+  return outputs
+
+
+def saved(folder):
+  """Steps of the finished checkpoints."""
+  return [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()]
+
+
+def wait_for_a_checkpoint(folder):
+  deadline = time.monotonic() + 120
+  while not saved(folder) and time.monotonic() < deadline:
+    time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices", "mesh"), [
+  (2, 2, []), (4, 1, ["--config.mesh.fsdp=2"]),
+  (2, 2, ["--config.mesh.stage=4", "--config.pipeline.microbatches=4"]),
+])  # fmt: skip
+def test_several_processes_train_the_run_of_one_and_their_checkpoint_opens_in_one(
+  launch, tmp_path, processes, devices, mesh
+):
+  wait(launch(tmp_path / "one", 1, 4, "--config.steps=24"))
+  outputs = wait(launch(tmp_path / "several", processes, devices, "--config.steps=16", *mesh))
+  assert sum("done at step 16" in out for out, _ in outputs) == 1  # process 0 alone speaks
+  assert all(not err for _, err in outputs[1:])
+  wait(launch(tmp_path / "several", 1, 2, "--config.steps=24"))  # longer, in one process, on another mesh
+  assert read_json(tmp_path / "several" / "status.json")["id"] == read_json(tmp_path / "one" / "status.json")["id"]
+  rows = read_rows(tmp_path / "several" / "metrics.jsonl")
+  trained = {row["step"]: row["loss"] for row in rows if row["split"] == "train"}
+  expected = {
+    row["step"]: row["loss"] for row in read_rows(tmp_path / "one" / "metrics.jsonl") if row["split"] == "train"
+  }
+  assert list(trained) == list(expected) == list(range(1, 25))
+  np.testing.assert_allclose(list(trained.values()), list(expected.values()), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_gone_the_others_end_with_one_line_and_a_restart_goes_on(launch, tmp_path, victim):
+  group = launch(tmp_path, 2, 1, "--config.steps=100000")
+  wait_for_a_checkpoint(tmp_path)
+  group[victim].send_signal(signal.SIGKILL)
+  began = time.monotonic()
+  _, err = group[1 - victim].communicate(timeout=120)
+  assert time.monotonic() - began < 120
+  assert group[1 - victim].returncode == 1
+  said = [line for line in err.splitlines() if not line.startswith("step ")]
+  assert len(said) == 1
+  assert said[0].startswith("error: another process is gone")
+  reached = max(saved(tmp_path))
+  logged = len(read_rows(tmp_path / "metrics.jsonl"))
+  again = launch(tmp_path, 2, 1, "--config.steps=100000")
+  while len(read_rows(tmp_path / "metrics.jsonl")) <= logged and time.monotonic() < began + 300:
+    time.sleep(0.2)
+  for process in again:
+    process.kill()
+  steps = [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")]
+  assert steps == list(range(1, len(steps) + 1))  # no row missing or doubled
+  assert len(steps) > logged >= reached >= 8
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_them_saves_and_ends_all(launch, tmp_path):
+  group = launch(tmp_path, 2, 1, "--config.steps=100000")
+  wait_for_a_checkpoint(tmp_path)
+  group[1].send_signal(signal.SIGTERM)
+  wait(group, code=128 + signal.SIGTERM)
+  status = read_json(tmp_path / "status.json")
+  assert status["state"] == "preempted"
+  assert max(saved(tmp_path)) == status["step"]
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (2, 2, 2, 1), (1, 4, 1, 2), (1, 1, 4, 2)])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_shards_of_processes_are_whole_and_equal_within_a_data_shard(shape, processes, monkeypatch):
+  mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4)
+  sharding = batch_sharding(mesh)
+  everything = sharding.devices_indices_map((16,))
+  seen = set()
+  for index in range(processes):
+    own = {d: rows for d, rows in everything.items() if d.id * processes // 8 == index}
+
+    class Local:
+      def addressable_devices_indices_map(self, shape, own=own):
+        return own
+
+    rows = distributed.own_rows(Local(), (16,), axis=0)
+    held = {r for part in own.values() for r in range(*part[0].indices(16))}
+    assert held == set(range(16)[rows])  # nothing more is read than its devices hold
+    seen |= held
+  assert seen == set(range(16))
+
+
+@pytest.mark.parametrize("flags", [
+  ["--coordinator", "127.0.0.1:1"], ["--num-processes", "2"], ["--process-id", "0"],
+  ["--coordinator", "here", "--num-processes", "2", "--process-id", "0"],
+  ["--coordinator", "127.0.0.1:1", "--num-processes", "2", "--process-id", "2"],
+])  # fmt: skip
+def test_flags_that_do_not_go_together_are_refused(flags, tmp_path, capsys):
+  arguments = ["train", "--config", "configs/transformer_lm.py:tiny", "--workdir", str(tmp_path / "x"), *flags]
+  assert cli.main(arguments) == 2
+  assert len(capsys.readouterr().err.splitlines()) == 1
+  assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("environment", "several"), [
+  ({}, False), ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "1"}, False), ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+  ({"SLURM_STEP_NUM_TASKS": "1"}, False), ({"OMPI_COMM_WORLD_SIZE": "2"}, True), ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+  ({"TPU_WORKER_HOSTNAMES": "a,b"}, True), ({"JAX_COORDINATOR_ADDRESS": "a:1"}, True),
+])  # fmt: skip
+def test_the_environment_says_whether_there_are_several(environment, several):
+  assert distributed.wanted(environment) == several
