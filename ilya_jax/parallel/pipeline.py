@@ -113,7 +113,7 @@ def pipelined(layers: Layers, *, mesh: Mesh, plan: Plan) -> Callable[..., Any]:
       keep = keeper(layers, mesh)
       cells = _stacked(layers.layers, params, model_state, plan=plan, stages=stages, train=train, keep=keep)
     else:
-      cells = _listed(layers.layers, params, model_state, x, plan=plan, stages=stages, train=train)
+      cells = _listed(layers.layers, params, model_state, x, plan=plan, mesh=mesh, train=train)
     y, state = _run(cells, cells.wrap(x), keys, mesh=mesh, plan=plan)
     for name, own in cells.split(state).items():
       model_state = with_state(model_state, name, own)
@@ -140,7 +140,7 @@ def _run(cells: _Cells, x: PyTree, keys: jax.Array, *, mesh: Mesh, plan: Plan) -
 
   run = jax.checkpoint(run, prevent_cse=False) if plan.remat else run
   scatter = micro % stages == 0
-  split = tuple(axis for axis in BATCH_AXES if axis in mesh.shape) if cells.manual else ()
+  split = _split_axes(mesh) if cells.manual else ()
   shards = math.prod(mesh.shape[axis] for axis in split)
   to_next = [(k, (k + 1) % stages) for k in range(stages)]
 
@@ -193,6 +193,11 @@ def _run(cells: _Cells, x: PyTree, keys: jax.Array, *, mesh: Mesh, plan: Plan) -
   return mapped(cells.params, cells.state, x, keys)
 
 
+def _split_axes(mesh: Mesh) -> tuple[str, ...]:
+  """The axes that a batch is really split over."""
+  return tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
+
+
 def _varying(tree: PyTree, axes: Sequence[str]) -> PyTree:
   """The same arrays, typed as ones that may differ along mesh axes."""
 
@@ -240,8 +245,9 @@ def _stacked(stack: Stack, params, model_state, *, plan: Plan, stages: int, trai
   )
 
 
-def _listed(layers: Sequence[Any], params, model_state, x, *, plan: Plan, stages: int, train: bool) -> _Cells:
+def _listed(layers: Sequence[Any], params, model_state, x, *, plan: Plan, mesh: Mesh, train: bool) -> _Cells:
   """Layers that differ: each cell's parameters and state are a padded row, activations travel as padded flat rows [b, F]."""
+  stages, split = mesh.shape[STAGE], _split_axes(mesh)
   ends = [sum(plan.counts[: cell + 1]) for cell in range(len(plan.counts))]
   members = [layers[end - count : end] for end, count in zip(ends, plan.counts, strict=True)]
   trees = [
@@ -275,7 +281,13 @@ def _listed(layers: Sequence[Any], params, model_state, x, *, plan: Plan, stages
         cell, param_trees[cell](row), state_trees[cell](own), _unflatten(x, boundaries[cell]), rng
       )
       new = _pad(ravel_pytree(new)[0].astype(own.dtype), own.shape[0])
-      return _varying(_flatten(written, width), (STAGE, *BATCH_AXES)), _varying(new, (STAGE,))
+      if set(split) & set(jax.typeof(new).manual_axis_type.varying):
+        names = ", ".join(layer.name for layer in members[cell] if own_state(model_state, layer.name))
+        raise UserError(
+          f"a state of {names} that comes from a part of the batch alone", "batch statistics by nn.varying.mean_over_batch",
+          "the layer, or --config.mesh.data=1",
+        )  # fmt: skip
+      return _varying(_flatten(written, width), (STAGE, *split)), _varying(new, (STAGE,))
 
     return run_one
 
@@ -287,7 +299,7 @@ def _listed(layers: Sequence[Any], params, model_state, x, *, plan: Plan, stages
   def arrange(rows):  # [V K, P] -> [V, K, P]
     return rows.reshape(plan.virtual, stages, -1)
 
-  def split(state):
+  def split_state(state):
     rows = state.reshape(len(members), -1)
     return {name: own for cell in range(len(members)) for name, own in state_trees[cell](rows[cell]).items()}
 
@@ -298,7 +310,7 @@ def _listed(layers: Sequence[Any], params, model_state, x, *, plan: Plan, stages
     run,
     jax.vmap(lambda x: _flatten(x, width)),
     jax.vmap(lambda y: _unflatten(y, boundaries[-1])),
-    split,
+    split_state,
   )
 
 

@@ -166,6 +166,11 @@ def test_with_a_data_axis():
   assert_equal(*both(mlp_stack(4), stages=4, data=2, micro=3, counts=[1] * 4))
 
 
+def test_statistics_of_a_part_of_the_batch_are_refused():
+  with pytest.raises(UserError, match="l1"):
+    both(different_layers(with_state=True), stages=2, data=2, micro=3, counts=(3, 4))
+
+
 def test_unrolled_ticks_change_nothing():
   got, wanted = both(mlp_stack(4), stages=2, micro=4, counts=(2, 2), tick_unroll=5)
   assert_equal(got, wanted)
