@@ -99,7 +99,7 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int) -> Prog
     return TrainState(jnp.int32(0), params, variables, optimizer.init(params), base_key)
 
   shapes = jax.eval_shape(init, jnp.uint32(0))
-  plain = task.loss if task.layers is None else in_turn(task.layers, mesh=mesh)
+  plain = task.loss if task.layers is None or mesh.size == 1 else in_turn(task.layers, mesh=mesh)
   task = _with_pipeline(config, task, mesh=mesh, shapes=shapes, example=example)
   layout = shardings(shapes, rules=task.rules, mesh=mesh)
   abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
@@ -177,7 +177,7 @@ def _with_pipeline(config: ConfigDict, task: Task, *, mesh: Mesh, shapes: TrainS
     got = f"data, fsdp and tensor above 1 with the task {config.task!r}, which names no layers (openxla/xla#40034)"
     raise UserError(got, "one of the three to be 1", "--config.mesh.tensor")
   if stages == 1 and settings.microbatches == 1:
-    return task if task.layers is None else task._replace(loss=in_turn(task.layers, mesh=mesh))
+    return task if task.layers is None or mesh.size == 1 else task._replace(loss=in_turn(task.layers, mesh=mesh))
   if task.layers is None:
     raise UserError(
       f"mesh.stage = {stages} with the task {config.task!r}, which names no layers", "1", "--config.mesh.stage"

@@ -119,7 +119,7 @@ class _StopAt(Stop):
     pass
 
 
-@pytest.mark.parametrize("calls", [0, 3, 7])
+@pytest.mark.parametrize("calls", [0, 1, 3])
 def test_a_stopped_run_goes_on_to_the_same_bits(plain, small_run, tmp_path, calls):
   _, workdir, result = plain
   with pytest.raises(Preempted) as stopped:
@@ -141,7 +141,7 @@ def test_a_finished_run_is_not_run_again(plain, small_run, monkeypatch):
 def test_a_damaged_newest_checkpoint_falls_back(plain, small_run, tmp_path, capsys, damage):
   _, workdir, result = plain
   with pytest.raises(Preempted):
-    train(small_run(**{"checkpoint.every": 4}), tmp_path, stop=_StopAt(5))
+    train(small_run(**{"checkpoint.every": 4}), tmp_path, stop=_StopAt(2))
   newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
   data = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: (p.parent.name == "d", p.stat().st_size))
   if damage == "truncate":

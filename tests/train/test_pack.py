@@ -89,7 +89,7 @@ def test_a_stopped_pack_goes_on_to_the_same_bits(jobs, undisturbed, tmp_path, lo
 def test_a_pack_goes_on_from_the_newest_checkpoint_that_all_have(jobs, undisturbed, tmp_path, lost):
   folder, results = undisturbed
   with pytest.raises(Preempted):
-    train_pack(jobs(tmp_path, **{"checkpoint.every": 4}), stop=StopAfter(6))
+    train_pack(jobs(tmp_path, **{"checkpoint.every": 4}), stop=StopAfter(2))
   saved = sorted((tmp_path / "1" / "checkpoints").iterdir(), key=lambda path: int(path.name))
   assert len(saved) == 2
   for path in saved[-1:] if lost == "newest" else saved:
@@ -102,7 +102,7 @@ def test_a_run_fails_alone_and_keeps_its_place_as_a_passenger(small_run, jobs, m
   folder, results = undisturbed
   hot = [members[0], {**members[1], **HOT}, members[2]]
   with pytest.raises(Preempted):
-    train_pack(jobs(tmp_path, hot), stop=StopAfter(4))
+    train_pack(jobs(tmp_path, hot), stop=StopAfter(2))
   assert "loss is" in read_json(tmp_path / "1" / "status.json")["error"]
   resumed = [job._replace(passenger=index == 1) for index, job in enumerate(jobs(tmp_path, hot))]
   first, failed, third = train_pack(resumed)
