@@ -1,6 +1,7 @@
 """Several processes as one program: how they find each other, what they agree on, and how an array is put on their devices."""
 
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -12,13 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ilya_jax.errors import UserError
 from ilya_jax.parallel.devices import on_cpu
 
 PyTree = Any
-_GONE = "error: another process is gone ({}); start all again to go on from the last checkpoint"
+_GONE = "error: another process is gone, or an operation failed ({}); start all again to go on from the last checkpoint"
 _abort_handler: Any = None  # kept for as long as the C library may call it
 
 
@@ -86,7 +87,7 @@ def _one_line_at_abort() -> None:
   os.dup2(handle, 2)  # what C++ prints
 
   def aborted(signum: int) -> None:
-    os.write(shown, (_GONE.format(f"or the runtime failed, see {name}") + "\n").encode())
+    os.write(shown, (_GONE.format(f"see {name}") + "\n").encode())
     os._exit(1)
 
   _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
@@ -127,7 +128,7 @@ def all_agree(holds: bool) -> bool:
 
 
 class Agreement:
-  """Numbers of which the largest over all processes counts, known one call late so that nothing waits for it."""
+  """Numbers of which the largest over all processes counts, known one call late so that an accelerator never waits for it."""
 
   def __init__(self) -> None:
     self._pending: Any = None
@@ -139,22 +140,21 @@ class Agreement:
     """
     if not several():
       return values
-    given = multihost_utils.host_local_array_to_global_array(
-      np.asarray([values], np.int32), _row_mesh(), jax.sharding.PartitionSpec("process")
-    )
-    before, self._pending = self._pending, jax.block_until_ready(_largest(given))
+    rows, reduce = _row_maximum()
+    given = jax.make_array_from_process_local_data(rows, np.asarray([values], np.int32))
+    before, self._pending = self._pending, reduce(given)
+    if on_cpu():  # gloo needs its operations in the same order everywhere
+      jax.block_until_ready(self._pending)
     return (0,) * len(values) if before is None else tuple(int(value) for value in np.asarray(before))
 
 
-def _row_mesh() -> jax.sharding.Mesh:
-  """One device of each process."""
+@functools.cache
+def _row_maximum() -> tuple[NamedSharding, Any]:
+  """A sharding with one row on a device of each process, and the compiled maximum over these rows."""
   first = {device.process_index: device for device in reversed(jax.devices())}
-  return jax.sharding.Mesh(np.array([first[k] for k in sorted(first)]), ("process",))
-
-
-def _largest(values: jax.Array) -> jax.Array:
-  whole = NamedSharding(values.sharding.mesh, jax.sharding.PartitionSpec())  # type: ignore[attr-defined]
-  return jax.jit(lambda rows: rows.max(0), out_shardings=whole)(values)
+  mesh = jax.sharding.Mesh(np.array([first[k] for k in sorted(first)]), ("process",))
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  return NamedSharding(mesh, PartitionSpec("process")), jax.jit(lambda rows: rows.max(0), out_shardings=everywhere)
 
 
 def own_rows(sharding: NamedSharding, shape: tuple[int, ...], *, axis: int) -> slice:

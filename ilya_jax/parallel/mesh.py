@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ilya_jax.errors import UserError
@@ -50,6 +51,11 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same value on every device of the mesh."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def micro_batches(leaf: jax.Array, count: int) -> jax.Array:
+  """[B, ...] -> [M, b, ...]: micro-batch m takes rows m, m + M, ..., so that every device keeps its own rows."""
+  return jnp.swapaxes(leaf.reshape(-1, count, *leaf.shape[1:]), 0, 1)
 
 
 def split_batch(tree: Any, mesh: Mesh, *, axis: int = 0) -> Any:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ilya_jax.errors import UserError
 from ilya_jax.parallel.layers import keeper, length, own_state, run_stack, with_state
-from ilya_jax.parallel.mesh import BATCH_AXES
+from ilya_jax.parallel.mesh import BATCH_AXES, micro_batches
 from ilya_jax.task import Layers, Stack
 
 PyTree = Any
@@ -102,7 +102,7 @@ def pipelined(layers: Layers, *, mesh: Mesh, plan: Plan) -> Callable[..., Any]:
     )  # fmt: skip
 
   def loss(params, model_state, batch, rng, *, train):
-    batches = jax.tree.map(lambda leaf: _split(leaf, micro), batch)  # [M, b, ...]
+    batches = jax.tree.map(lambda leaf: micro_batches(leaf, micro), batch)  # [M, b, ...]
     keys = rng[None] if micro == 1 else jax.vmap(lambda m: jax.random.fold_in(rng, m))(jnp.arange(micro))
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
     count = length(layers)
@@ -122,11 +122,6 @@ def pipelined(layers: Layers, *, mesh: Mesh, plan: Plan) -> Callable[..., Any]:
     return scalars.mean(), (jax.tree.map(lambda leaf: leaf.sum(0), dict(metrics)), model_state)
 
   return loss
-
-
-def _split(leaf: jax.Array, micro: int) -> jax.Array:
-  """[B, ...] -> [M, b, ...]; every device keeps its own rows."""
-  return jnp.swapaxes(leaf.reshape(-1, micro, *leaf.shape[1:]), 0, 1)
 
 
 def _run(cells: _Cells, x: PyTree, keys: jax.Array, *, mesh: Mesh, plan: Plan) -> tuple[PyTree, PyTree]:

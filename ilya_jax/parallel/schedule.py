@@ -105,11 +105,14 @@ def _order(schedule: str, stage: int, *, stages: int, micro: int, virtual: int) 
     forwards = [Work("F", m, turn * stages + stage) for m, turn in zip(micros, cells, strict=True)]
     backwards = [Work("B", m, (virtual - 1 - turn) * stages + stage) for m, turn in zip(micros, cells, strict=True)]
     ahead = stages - 1 - stage if virtual == 1 else 2 * (stages - 1 - stage) + (virtual - 1) * stages
-    ahead = min(ahead, len(forwards))
+  yield from _in_turn(forwards, backwards, ahead=ahead)
+
+
+def _in_turn(forwards: Sequence[Work], backwards: Sequence[Work], *, ahead: int) -> Iterator[Work]:
+  """`ahead` forwards (at most all), then a forward, while there are any, and a backward in turn."""
   yield from forwards[:ahead]
   for index, work in enumerate(backwards):
-    if ahead + index < len(forwards):
-      yield forwards[ahead + index]
+    yield from forwards[ahead + index : ahead + index + 1]
     yield work
 
 
@@ -151,8 +154,8 @@ def _with_weights_apart(
   """
   most = factor * stages - (factor - 1)
   orders = [
-    list(_one_forward_one_backward(stage, ahead=min(factor * (stages - 1 - stage), micro), micro=micro))
-    for stage in range(stages)
+    list(_in_turn(*([Work(kind, m, k) for m in range(micro)] for kind in "FB"), ahead=factor * (stages - 1 - k)))
+    for k in range(stages)
   ]
   ends: dict[Work, float] = {}
   done = [dict.fromkeys("FBW", 0) for _ in range(stages)]
@@ -179,13 +182,3 @@ def _with_weights_apart(
     done[stage][work.kind] += 1
     events.append(Event(stage, start, ends[work], work))
   return Simulation(tuple(sorted(events, key=lambda event: (event.start, event.stage))), stages)
-
-
-def _one_forward_one_backward(stage: int, *, ahead: int, micro: int) -> Iterator[Work]:
-  """`ahead` forwards, then a forward and a backward in turn while there are any."""
-  for m in range(ahead):
-    yield Work("F", m, stage)
-  for m in range(micro):
-    if ahead + m < micro:
-      yield Work("F", ahead + m, stage)
-    yield Work("B", m, stage)

@@ -90,10 +90,14 @@ def prepare(config: ConfigDict) -> tuple[Task, Source, str]:
   module = find_task(config)
   source = module.make_source(config)
   task = module.make_task(config, source)
-  return task, source, run_id(config, source.info["fingerprint"], microbatches=_matter(config, task, source))
+  return (
+    task,
+    source,
+    run_id(config, source.info["fingerprint"], microbatches=_microbatches_matter(config, task, source)),
+  )
 
 
-def _matter(config: ConfigDict, task: Task, source: Source) -> bool:
+def _microbatches_matter(config: ConfigDict, task: Task, source: Source) -> bool:
   """Whether micro-batches change what is computed: batch statistics are taken over each, and dropout draws for each."""
   if config.pipeline.microbatches == 1:
     return False

@@ -209,9 +209,8 @@ def gradients(
     (_, (metrics, model_state)), grads = grad(state.params, state.model_state, batch, rng, train=True)
     return grads, dict(metrics), model_state
 
-  def split(leaf):  # micro-batch m takes rows m, m + accumulate, ...: every device keeps its own rows
-    leaf = jnp.swapaxes(leaf.reshape(-1, accumulate, *leaf.shape[1:]), 0, 1)
-    return jax.lax.with_sharding_constraint(leaf, batch_sharding(mesh, leading=1))
+  def split(leaf):
+    return jax.lax.with_sharding_constraint(micro_batches(leaf, accumulate), batch_sharding(mesh, leading=1))
 
   def body(carry, xs):
     total, model_state = carry
