@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from ilya_jax.config import RUNTIME_FIELDS, digest, without
 from ilya_jax.errors import UserError
 from ilya_jax.parallel.layers import in_turn, length
-from ilya_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from ilya_jax.parallel.mesh import batch_sharding, make_mesh, micro_batches, replicated
 from ilya_jax.parallel.partition import check_counts, smallest_maximum
 from ilya_jax.parallel.pipeline import Plan, layer_costs, pipelined
 from ilya_jax.parallel.sharding import shardings
@@ -221,9 +221,9 @@ def gradients(
     return (jax.tree.map(jnp.add, total, grads), model_state), metrics
 
   zeros = jax.tree.map(jnp.zeros_like, state.params)
-  micro_batches = jax.tree.map(split, batch)
+  parts = jax.tree.map(split, batch)
   indices = jnp.arange(accumulate, dtype=jnp.uint32)
-  (total, model_state), metrics = jax.lax.scan(body, (zeros, state.model_state), (indices, micro_batches))
+  (total, model_state), metrics = jax.lax.scan(body, (zeros, state.model_state), (indices, parts))
   grads = jax.tree.map(lambda leaf: leaf / accumulate, total)
   return grads, jax.tree.map(lambda leaf: leaf.sum(0), dict(metrics)), model_state
 
