@@ -66,6 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.pipeline.tick_unroll = 1  # ticks written out per iteration of the loop over ticks
   config.execution = ConfigDict()
   config.execution.steps_per_dispatch = 16
+  config.execution.remat = False  # layers recompute their inside in the backward pass
   config.execution.layer_unroll = 0  # layers unrolled in the compiled program; 0: all
   config.execution.time_unroll = 1  # time steps unrolled in the recurrence: more was slower on the CPU
   config.execution.tensorboard = True

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     "--retry-failed", action="store_true", help="clear the failures, so that the next sweep runs them again"
   )
   _add_fit(commands)
+  _add_plan(commands)
   return parser
 
 
@@ -107,6 +109,20 @@ def _add_fit(commands: Any) -> None:
   fit.add_argument("--formats", default="html,json,svg,png")
 
 
+def _add_plan(commands: Any) -> None:
+  plan = _add(commands, "plan", run=_plan, summary="compile the step for a TPU slice that is not there: memory, time, fits or not",
+              example="ilya-jax plan --config configs/transformer_lm.py:1b --topology v5p:4x4x4 --config.mesh.stage=4")  # fmt: skip
+  plan.add_argument("--config", metavar="PATH[:VARIANT]", help="a config file; --config.FIELD=VALUE changes a field")
+  plan.add_argument(
+    "--topology", metavar="CHIP:AxBxC", help="v4, v5e, v5p or v6e and the shape of the slice, as v5e:4x4"
+  )
+  plan.add_argument("--search", action="store_true", help="rank all meshes by formula, compile the best three")
+  plan.add_argument(
+    "--tokens", type=float, default=0.0, metavar="D", help="to give the days for (default: the config's steps)"
+  )
+  plan.add_argument("--record", action="store_true", help="write the figures to experiments/results/plans.json")
+
+
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
   """The arguments without `--config.FIELD=VALUE` (or `--config.FIELD VALUE`), and those as a dict."""
   rest, overrides = [], {}
@@ -126,7 +142,8 @@ def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str
 def _need(arguments: Any, *names: str) -> None:
   for name in names:
     if getattr(arguments, name) is None:
-      raise UserError(f"no --{name}", f"--{name} {'PATH[:VARIANT]' if name == 'config' else 'DIR'}", f"--{name}")
+      forms = {"config": "PATH[:VARIANT]", "topology": "CHIP:AxBxC"}
+      raise UserError(f"no --{name}", f"--{name} {forms.get(name, 'DIR')}", f"--{name}")
 
 
 def _train(arguments: Any) -> int:
@@ -184,6 +201,18 @@ def _fit(arguments: Any) -> int:
   return command.fit(arguments)
 
 
+def _plan(arguments: Any) -> int:
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")  # the TPU's compiler needs no TPU, and nothing else here one either
+  from ilya_jax.train.plan import plan
+
+  _need(arguments, "config", "topology")
+  plan(arguments.config, arguments.overrides, topology=arguments.topology, search=arguments.search,
+       tokens=arguments.tokens, record=arguments.record, command=shlex.join(["ilya-jax", *arguments.from_shell]))  # fmt: skip
+  return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one command; returns its exit code."""
   logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it also raises
@@ -200,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       )
     parsed = parser.parse_args(rest)
     parsed.overrides = overrides
-    if overrides and parsed.command not in ("train", "sweep"):
+    parsed.from_shell = from_shell
+    if overrides and parsed.command not in ("train", "sweep", "plan"):
       raise UserError(
         f"--config.{next(iter(overrides))}",
         f"no config fields with {parsed.command}",

@@ -20,6 +20,7 @@ class Counts(NamedTuple):
   flops_per_unit: training FLOP (forward, backward) per unit: exact count of matrix products, attention unmasked, head.
   units_per_step: tokens (or examples) consumed by one optimizer step.
   unit: "tokens" or "examples".
+  outside_flops_per_unit: the part of flops_per_unit that is not of the layers a pipeline may cut, the head of a language model.
   """
 
   n: int
@@ -27,6 +28,7 @@ class Counts(NamedTuple):
   flops_per_unit: float
   units_per_step: int
   unit: str = "tokens"
+  outside_flops_per_unit: float = 0.0
 
 
 class Layer(NamedTuple):

@@ -210,6 +210,7 @@ def counts(config: Any, *, vocab_size: int) -> Counts:
     n_total=counted.n_total,
     flops_per_unit=counted.training_flops,
     units_per_step=config.batch_size * config.data.context,
+    outside_flops_per_unit=3 * counted.head,
   )
 
 

@@ -88,3 +88,21 @@ def run_stack(
     return choose(y, x), choose(new, own_state_)
 
   return jax.lax.scan(body, x, (params, state, indices, used), unroll=stack.unroll)
+
+
+def rematerialised(layers: Layers) -> Layers:
+  """The same list, each of whose layers keeps its input alone for the backward pass and recomputes the rest there."""
+  if isinstance(layers.layers, Stack):
+    stack = layers.layers
+    # In a rolled loop XLA cannot merge the two computations, so that nothing has to keep them apart.
+    apply = _recomputing(stack.apply, apart=stack.unroll >= stack.length)
+    return layers._replace(layers=stack._replace(apply=apply))
+  own = tuple(layer._replace(apply=_recomputing(layer.apply, apart=True)) for layer in layers.layers)
+  return layers._replace(layers=own)
+
+
+def _recomputing(apply: Callable[..., Any], *, apart: bool) -> Callable[..., Any]:
+  def run(params, state, x, rng, *, train):
+    return jax.checkpoint(functools.partial(apply, train=train), prevent_cse=apart)(params, state, x, rng)
+
+  return run

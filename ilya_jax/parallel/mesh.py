@@ -1,10 +1,13 @@
 """The mesh of devices: axes data, fsdp, tensor and stage, and how a batch is laid over it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ilya_jax.errors import UserError
@@ -13,13 +16,13 @@ AXES = ("data", "fsdp", "tensor", "stage")
 BATCH_AXES = ("data", "fsdp")  # the axes that a batch is split over
 
 
-def make_mesh(sizes: Any, *, batch_size: int, accumulate: int = 1) -> Mesh:
+def make_mesh(sizes: Any, *, batch_size: int, accumulate: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh of the sizes in `config.mesh` (one of them may be -1: what is left), with Auto axes.
 
-  Raises UserError where the mesh is larger than the devices there are, or the batch (or a micro-batch of it) does not
-  divide over the data and fsdp axes.
+  devices: to take instead of those of this process. Raises UserError where the mesh is larger than the devices there
+  are, or the batch (or a micro-batch of it) does not divide over the data and fsdp axes.
   """
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
   wanted = {axis: int(sizes[axis]) for axis in AXES}
   free = [axis for axis in AXES if wanted[axis] == -1]
   if len(free) > 1:
@@ -40,7 +43,12 @@ def make_mesh(sizes: Any, *, batch_size: int, accumulate: int = 1) -> Mesh:
       "--config.batch_size or --config.mesh.data",
     )  # fmt: skip
   shape = tuple(wanted[axis] for axis in AXES)
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:total])
+  types = (AxisType.Auto,) * len(AXES)
+  try:
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:total])
+  except NotImplementedError:  # a TPU slice whose torus has no axes of these sizes: axes are split to make them
+    split = mesh_utils.create_device_mesh(shape, devices[:total], allow_split_physical_axes=True)
+    return Mesh(np.asarray(split), AXES, axis_types=types)
 
 
 def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:

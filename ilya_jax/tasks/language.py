@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ilya_jax.data.markov import markov_source
+from ilya_jax.data.tokenizer import token_dtype
 from ilya_jax.data.tokens import load_corpus, token_source
 from ilya_jax.errors import UserError
 from ilya_jax.models import lstm_lm, transformer_lm
@@ -30,6 +31,17 @@ def make_source(config: ConfigDict) -> Source:
   corpus = load_corpus(config.data)
   source = token_source(corpus, **shape)
   return source._replace(info={**source.info, "token_bytes": corpus.token_bytes})
+
+
+def make_stand_in(config: ConfigDict) -> Source:
+  """A source of batches of the same shapes as `make_source`, all zeros, without any text: to compile a step for."""
+  if config.data.name == "markov":  # sampled inside the step, a part of what is compiled
+    return make_source(config)
+  vocab_size = 256 if config.data.tokenizer == "bytes" else config.data.vocab_size
+  tokens = np.zeros((config.batch_size, config.data.context + 1), token_dtype(vocab_size))
+  token_bytes = np.full(vocab_size, 1 if config.data.tokenizer == "bytes" else 2, np.int32)
+  info = {"name": "stand-in", "fingerprint": "stand-in", "vocab_size": vocab_size, "token_bytes": token_bytes}
+  return Source(lambda step, *, split, rows=slice(None): {"tokens": tokens[rows]}, {}, info)
 
 
 def make_task(config: ConfigDict, source: Source) -> Task:

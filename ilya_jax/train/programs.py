@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from ilya_jax.config import RUNTIME_FIELDS, digest, without
 from ilya_jax.errors import UserError
-from ilya_jax.parallel.layers import in_turn, length
+from ilya_jax.parallel.layers import in_turn, rematerialised
 from ilya_jax.parallel.mesh import batch_sharding, make_mesh, micro_batches, replicated
 from ilya_jax.parallel.partition import check_counts, smallest_maximum
 from ilya_jax.parallel.pipeline import Plan, layer_costs, pipelined
@@ -71,19 +71,28 @@ def program_key(config: ConfigDict, source: Source) -> str:
   return digest(structure)
 
 
-def make_programs(config: ConfigDict, *, task: Task, source: Source, pack: int = 1) -> Programs:
-  """The programs of a run, or of `pack` runs of the same `program_key`; kept within a process."""
+def make_programs(
+  config: ConfigDict, *, task: Task, source: Source, pack: int = 1, devices: Sequence[Any] | None = None
+) -> Programs:
+  """The programs of a run, or of `pack` runs of the same `program_key`; kept within a process.
+
+  devices: to compile for, instead of those of this process; they may be of a machine that is not there. Such programs are
+  not kept.
+  """
+  if devices is not None:
+    return _build(config, task=task, source=source, pack=pack, devices=devices)
   key = f"{program_key(config, source)} {pack}"
   if key not in _programs:
     while len(_programs) >= _CACHE_SIZE:
       _programs.pop(next(iter(_programs)))
-    _programs[key] = _build(config, task=task, source=source, pack=pack)
+    _programs[key] = _build(config, task=task, source=source, pack=pack, devices=None)
   return _programs[key]
 
 
-def _build(config: ConfigDict, *, task: Task, source: Source, pack: int) -> Programs:
+def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices: Sequence[Any] | None) -> Programs:
+  task = _with_recomputing(config, task)
   parts = config.accumulate * config.pipeline.microbatches
-  mesh = make_mesh(config.mesh, batch_size=config.batch_size, accumulate=parts)
+  mesh = make_mesh(config.mesh, batch_size=config.batch_size, accumulate=parts, devices=devices)
   optimizer = make_optimizer(config.optim)
   capacity = config.execution.steps_per_dispatch
   example = (
@@ -170,6 +179,17 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int) -> Prog
   )
 
 
+def _with_recomputing(config: ConfigDict, task: Task) -> Task:
+  """The task, its layers recomputing their inside in the backward pass where `config.execution.remat` says so."""
+  if not config.execution.get("remat", False):
+    return task
+  if task.layers is None:
+    got = f"execution.remat with the task {config.task!r}, which names no layers"
+    raise UserError(got, "false", "--config.execution.remat")
+  layers = rematerialised(task.layers)
+  return task._replace(layers=layers, loss=in_turn(layers))
+
+
 def _with_pipeline(config: ConfigDict, task: Task, *, mesh: Mesh, shapes: TrainState, example: PyTree) -> Task:
   """The task on its mesh: activations laid out, layers spread over the stages where there are several or micro-batches."""
   stages, settings = mesh.shape["stage"], config.pipeline
@@ -182,11 +202,8 @@ def _with_pipeline(config: ConfigDict, task: Task, *, mesh: Mesh, shapes: TrainS
     raise UserError(
       f"mesh.stage = {stages} with the task {config.task!r}, which names no layers", "1", "--config.mesh.stage"
     )
-  cells = stages * settings.virtual_stages
-  if settings.partition:
-    counts = check_counts(tuple(settings.partition), layers=length(task.layers), cells=cells)
-  else:
-    counts = smallest_maximum(layer_costs(task.layers, shapes.params, shapes.model_state, example), cells)
+  costs = layer_costs(task.layers, shapes.params, shapes.model_state, example)
+  counts = cell_counts(config, costs, cells=stages * settings.virtual_stages)
   plan = Plan(settings.microbatches, counts, settings.virtual_stages, settings.remat, settings.tick_unroll)
   return task._replace(loss=pipelined(task.layers, mesh=mesh, plan=plan))
 
