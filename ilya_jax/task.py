@@ -37,22 +37,25 @@ class Layer(NamedTuple):
   name: the key of its own parameters in `params`, and of its own state in each collection of the model state.
   apply(params, state, x, rng, *, train) -> (x, state): its own parameters and its own state ({} where it has none),
     activations with the batch axis first; the activations of neighbours may differ in shape.
+  recomputes: whether it keeps its input alone for the backward pass (`ilya_jax.parallel.layers.recomputing`).
   """
 
   name: str
   apply: Callable[..., tuple[PyTree, PyTree]]
+  recomputes: bool = False
 
 
 class Stack(NamedTuple):
   """`length` equal layers, whose parameters (and state) under the key `name` have a leading axis of layers.
 
-  apply: as that of a Layer; unroll: how many layers are written out per iteration where they are run in turn.
+  apply, recomputes: as those of a Layer; unroll: how many layers are written out per iteration where they are run in turn.
   """
 
   name: str
   length: int
   apply: Callable[..., tuple[PyTree, PyTree]]
   unroll: int = 1
+  recomputes: bool = False
 
 
 class Pieces(NamedTuple):
