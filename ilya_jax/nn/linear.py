@@ -1,5 +1,6 @@
 """Linear maps whose weight gradient is computed in the form that each platform multiplies fastest."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -15,7 +16,8 @@ _WIDE = 128  # columns from which the left matrix is copied transposed on the CP
 class Linear(nn.Module):
   """x @ kernel + bias over the last `axes` axes of x, onto `features`; the kernel's shape is [inputs..., features...].
 
-  As nn.DenseGeneral, which has no way to choose the form of the weight's gradient (`matmul`).
+  As nn.DenseGeneral, which has no way to choose the form of the weight's gradient (`matmul`). The kernel is never
+  reshaped, so that it may be split over a mesh along any of its axes.
   """
 
   features: tuple[int, ...]
@@ -31,8 +33,7 @@ class Linear(nn.Module):
     batch, inputs = x.shape[: -self.axes], x.shape[-self.axes :]
     rows, columns = math.prod(inputs), math.prod(self.features)
     kernel = self.param("kernel", _reshaped(self.kernel_init, (rows, columns)), (*inputs, *self.features))
-    y = matmul(x.reshape(*batch, rows).astype(self.dtype), kernel.reshape(rows, columns).astype(self.dtype))
-    y = y.reshape(*batch, *self.features)
+    y = matmul(x.astype(self.dtype), kernel.astype(self.dtype), axes=self.axes)
     if self.use_bias:
       bias = self.param("bias", _reshaped(self.bias_init, (columns,)), self.features)
       y = y + bias.astype(self.dtype).reshape((1,) * len(batch) + self.features)
@@ -44,9 +45,12 @@ def _reshaped(init: nn.initializers.Initializer, flat: tuple[int, ...]) -> nn.in
   return lambda rng, shape: init(rng, flat, jnp.float32).reshape(shape)
 
 
-def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
-  """x [..., I] @ weight [I, O] -> [..., O] for many rows and few columns. It has reverse-mode derivatives only."""
-  return _matmul(*vary_alike(x, weight))
+def matmul(x: jax.Array, weight: jax.Array, *, axes: int = 1) -> jax.Array:
+  """x [..., I...] times weight [I..., O...] -> [..., O...], summed over the `axes` axes I; for many rows and few columns.
+
+  It has reverse-mode derivatives only.
+  """
+  return _matmul(*vary_alike(x, weight), axes)
 
 
 def tied_logits(x: jax.Array, embedding: jax.Array) -> jax.Array:
@@ -54,37 +58,46 @@ def tied_logits(x: jax.Array, embedding: jax.Array) -> jax.Array:
   return matmul(x, embedding.astype(x.dtype).T)
 
 
-@jax.custom_vjp
-def _matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
-  return x @ weight
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x: jax.Array, weight: jax.Array, axes: int) -> jax.Array:
+  return jnp.tensordot(x, weight, axes)
 
 
-def _backward(saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _save(x: jax.Array, weight: jax.Array, axes: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _matmul(x, weight, axes), (x, weight)
+
+
+def _backward(axes: int, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
   x, weight = saved
-  return cotangent @ weight.T, product_over_rows(x, cotangent)
+  outputs = weight.ndim - axes
+  rows = tuple(range(cotangent.ndim - outputs, cotangent.ndim)), tuple(range(axes, weight.ndim))
+  return jnp.tensordot(cotangent, weight, rows), product_over_rows(x, cotangent, rows=x.ndim - axes)
 
 
-_matmul.defvjp(lambda x, weight: (x @ weight, (x, weight)), _backward)
+_matmul.defvjp(_save, _backward)
 
 
-def product_over_rows(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Sum over all rows of a [..., I] times b [..., O] -> [I, O]; many rows (the leading axes are theirs)."""
-  return lax.platform_dependent(a, b, cpu=_product_on_cpu, default=_contract_rows)
+def product_over_rows(a: jax.Array, b: jax.Array, *, rows: int) -> jax.Array:
+  """Sum over all rows of a [rows..., I...] times b [rows..., O...] -> [I..., O...]; `rows` leading axes, many rows."""
+  on_cpu, elsewhere = (functools.partial(form, rows=rows) for form in (_product_on_cpu, _contract_rows))
+  return lax.platform_dependent(a, b, cpu=on_cpu, default=elsewhere)
 
 
-def _contract_rows(a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.tensordot(a, b, axes=(tuple(range(a.ndim - 1)), tuple(range(b.ndim - 1))))
+def _contract_rows(a: jax.Array, b: jax.Array, *, rows: int) -> jax.Array:
+  return jnp.tensordot(a, b, axes=(tuple(range(rows)), tuple(range(rows))))
 
 
-def _product_on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
+def _product_on_cpu(a: jax.Array, b: jax.Array, *, rows: int) -> jax.Array:
   """The narrower matrix on the left, transposed beforehand where it is wide.
 
   XLA's CPU backend multiplies a^T b more slowly than a b (what this gains as a whole: experiments/LOG.md); the barriers
   keep it from turning these products back into that form.
   """
-  if a.shape[-1] > b.shape[-1]:
-    return lax.optimization_barrier(_product_on_cpu(b, a)).T
-  if a.shape[-1] < _WIDE:
-    return lax.optimization_barrier(_contract_rows(a, b))
-  columns = lax.optimization_barrier(jnp.moveaxis(a, -1, 0))  # [I, ...]
-  return lax.optimization_barrier(jnp.tensordot(columns, b, axes=b.ndim - 1))
+  left, right = math.prod(a.shape[rows:]), math.prod(b.shape[rows:])
+  if left > right:
+    swapped = lax.optimization_barrier(_product_on_cpu(b, a, rows=rows))
+    return jnp.moveaxis(swapped, range(b.ndim - rows), range(-(b.ndim - rows), 0))
+  if left < _WIDE:
+    return lax.optimization_barrier(_contract_rows(a, b, rows=rows))
+  columns = lax.optimization_barrier(jnp.moveaxis(a, range(rows, a.ndim), range(a.ndim - rows)))  # [I..., rows...]
+  return lax.optimization_barrier(jnp.tensordot(columns, b, axes=rows))

@@ -24,14 +24,14 @@ class LstmState(NamedTuple):
 
 
 def lstm_step(state: LstmState, gates: jax.Array) -> tuple[LstmState, jax.Array]:
-  """One step: state and pre-activations [B, 4 D] (i, f, g, o side by side) -> new state, activated gates [B, 4 D].
+  """One step: state and pre-activations [B, 4, D] (i, f, g, o) -> new state, activated gates [B, 4, D].
 
   c_t = f * c_{t-1} + i * g; h_t = o * tanh(c_t), with i, f, o = sigmoid and g = tanh of their pre-activations.
   """
   # One tanh serves all four, as sigmoid(x) = (1 + tanh(x / 2)) / 2; the barrier keeps it from being computed per use.
-  half = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], gates.dtype), gates.shape[1] // 4)[None]
+  half = jnp.array([0.5, 0.5, 1.0, 0.5], gates.dtype)[None, :, None]
   gates = lax.optimization_barrier(half * jnp.tanh(half * gates) + (1 - half))
-  i, f, g, o = jnp.split(gates, 4, axis=1)
+  i, f, g, o = jnp.moveaxis(gates, 1, 0)
   cell = f * state.cell + i * g
   return LstmState(cell, o * jnp.tanh(cell)), gates
 
@@ -60,14 +60,11 @@ def _recurrence(inputs, recurrent, state, unroll):
 
 
 def _forward(inputs, recurrent, state, unroll):
-  width = recurrent.shape[0]
-  matrix = recurrent.reshape(width, 4 * width)
-
   def step(state, inputs_t):
-    state, gates = lstm_step(state, inputs_t + state.hidden @ matrix)
+    state, gates = lstm_step(state, inputs_t + jnp.tensordot(state.hidden, recurrent, 1))
     return state, (state.hidden, state.cell, gates)
 
-  state, (hidden, cell, gates) = lax.scan(step, state, inputs.reshape(*inputs.shape[:2], -1), unroll=unroll)
+  state, (hidden, cell, gates) = lax.scan(step, state, inputs, unroll=unroll)
   return hidden, state, (cell, gates)
 
 
@@ -79,26 +76,24 @@ def _save(inputs, recurrent, state, unroll):
 def _backward(unroll, saved, cotangents):
   recurrent, state, hidden, cell, gates = saved
   d_hidden, d_final = cotangents
-  width = recurrent.shape[0]
-  transposed = recurrent.reshape(width, 4 * width).T
+  transposed = jnp.moveaxis(recurrent, 0, 2)  # [4, D, D]
   previous_cell = jnp.concatenate([state.cell[None], cell[:-1]])  # [T, B, D]
   previous_hidden = jnp.concatenate([state.hidden[None], hidden[:-1]])
 
   def step(d_state, saved_t):
     d_output, gates_t, cell_t, previous_t = saved_t
-    i, f, g, o = jnp.split(gates_t, 4, axis=1)
+    i, f, g, o = jnp.moveaxis(gates_t, 1, 0)
     squashed = jnp.tanh(cell_t)
     d_h = d_output + d_state.hidden
     d_c = d_state.cell + d_h * o * (1 - squashed * squashed)
     parts = (d_c * g * i * (1 - i), d_c * previous_t * f * (1 - f), d_c * i * (1 - g * g), d_h * squashed * o * (1 - o))
     # The barrier keeps steps that are written out from being fused into one another, each computing all later ones anew.
-    d_gates, d_cell = lax.optimization_barrier((jnp.concatenate(parts, axis=1), d_c * f))
-    return LstmState(d_cell, d_gates @ transposed), d_gates
+    d_gates, d_cell = lax.optimization_barrier((jnp.stack(parts, axis=1), d_c * f))
+    return LstmState(d_cell, jnp.tensordot(d_gates, transposed, 2)), d_gates
 
   per_step = (d_hidden, gates, cell, previous_cell)
-  d_state, d_gates = lax.scan(step, LstmState(*d_final), per_step, reverse=True, unroll=unroll)  # [T, B, 4 D]
-  d_recurrent = product_over_rows(previous_hidden, d_gates)
-  return d_gates.reshape(*d_gates.shape[:2], 4, width), d_recurrent.reshape(recurrent.shape), d_state
+  d_state, d_gates = lax.scan(step, LstmState(*d_final), per_step, reverse=True, unroll=unroll)  # [T, B, 4, D]
+  return d_gates, product_over_rows(previous_hidden, d_gates, rows=2), d_state
 
 
 _recurrence.defvjp(_save, _backward)

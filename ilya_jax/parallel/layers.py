@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from ilya_jax.parallel.mesh import split_batch
-from ilya_jax.task import Layers, Stack
+from ilya_jax.parallel.sharding import gathered
+from ilya_jax.task import Layers, Rules, Stack
 
 PyTree = Any
 
@@ -23,11 +25,11 @@ def length(layers: Layers) -> int:
   return layers.layers.length if isinstance(layers.layers, Stack) else len(layers.layers)
 
 
-def keeper(layers: Layers, mesh: Mesh | None) -> Callable[[PyTree], PyTree]:
-  """What constrains the activations between the layers; nothing without a mesh of several devices."""
+def keeper(layers: Layers, mesh: Mesh | None, *, leading: int = 0) -> Callable[[PyTree], PyTree]:
+  """What constrains the activations between the layers, after `leading` other axes; nothing on a single device."""
   if mesh is None or mesh.size == 1:
     return lambda x: x
-  return functools.partial(split_batch, mesh=mesh, axis=layers.batch_axis)
+  return functools.partial(split_batch, mesh=mesh, axis=leading + layers.batch_axis)
 
 
 def own_state(model_state: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -43,10 +45,55 @@ def with_state(model_state: Mapping[str, Any], name: str, state: Mapping[str, An
   }
 
 
-def in_turn(layers: Layers, *, mesh: Mesh | None = None) -> Callable[..., Any]:
-  """The loss of a Task (params, model_state, batch, rng, *, train) that runs the list in turn, its batch split over `mesh`."""
+def gathering(layers: Layers, *, mesh: Mesh | None, rules: Rules, own: bool = True) -> Layers:
+  """The same list, which gathers parameters along `fsdp` where they are used (`ilya_jax.parallel.sharding.gathered`).
+
+  A layer's are gathered once more in the backward pass, and equal layers run in a rolled loop, so that no device ever holds
+  all of them. own: whether the layers gather theirs at all.
+  """
+  if mesh is None or mesh.shape["fsdp"] == 1:
+    return layers
+  stacked = isinstance(layers.layers, Stack)
+  members: tuple[Any, ...] = (layers.layers,) if isinstance(layers.layers, Stack) else layers.layers
+  names = [layer.name for layer in members]
+
+  def outside(function):
+    def run(params, *rest, train):
+      others = {name: tree for name, tree in params.items() if name not in names}
+      return function({**params, **gathered(others, rules=rules, mesh=mesh)}, *rest, train=train)
+
+    return run
+
+  def inside(layer):
+    def run(params, state, x, rng, *, train):
+      params = gathered(params, rules=rules, mesh=mesh, prefix=f"{layer.name}/", row=stacked)
+      return layer.apply(checkpoint_name(params, "gathered"), state, x, rng, train=train)
+
+    def again(params, state, x, rng, *, train):
+      return jax.checkpoint(functools.partial(run, train=train), policy=_not_gathered)(params, state, x, rng)
+
+    return layer._replace(apply=run if layer.recomputes else again)
+
+  layers = layers._replace(before=outside(layers.before), after=outside(layers.after))
+  if not own:
+    return layers
+  members = tuple(map(inside, members))
+  return layers._replace(layers=members[0]._replace(unroll=1) if stacked else members)
+
+
+def _not_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
+  """What the backward pass may keep: all but gathered parameters and what is a copy of its input, as one in another type is."""
+  copies = ("convert_element_type", "transpose", "reshape", "sharding_constraint", "pvary")
+  return parameters.get("name") != "gathered" and primitive.name not in copies
+
+
+def in_turn(layers: Layers, *, mesh: Mesh | None = None, rules: Rules = ()) -> Callable[..., Any]:
+  """The loss of a Task (params, model_state, batch, rng, *, train) that runs the list in turn.
+
+  Its batch is split over `mesh`; `rules` are those of the parameters.
+  """
   count = length(layers)
-  keep = keeper(layers, mesh)
+  keep, layers = keeper(layers, mesh), recomputing(gathering(layers, mesh=mesh, rules=rules))
 
   def loss(params, model_state, batch, rng, *, train):
     x = keep(layers.before(params, batch, jax.random.fold_in(rng, count), train=train))
@@ -70,7 +117,7 @@ def in_turn(layers: Layers, *, mesh: Mesh | None = None) -> Callable[..., Any]:
 
 def run_stack(
   stack: Stack, params: PyTree, state: PyTree, x: PyTree, indices: jax.Array, rng: jax.Array, *, train: bool,
-  used: jax.Array | None = None, keep: Callable[[PyTree], PyTree] = lambda x: x,
+  keep: Callable[[PyTree], PyTree], used: jax.Array | None = None,
 ) -> tuple[PyTree, PyTree]:  # fmt: skip
   """Runs the layers whose parameters and state are the rows of `params` and `state`, in turn.
 
@@ -93,16 +140,21 @@ def run_stack(
 def rematerialised(layers: Layers) -> Layers:
   """The same list, each of whose layers keeps its input alone for the backward pass and recomputes the rest there."""
   if isinstance(layers.layers, Stack):
-    stack = layers.layers
-    # In a rolled loop XLA cannot merge the two computations, so that nothing has to keep them apart.
-    apply = _recomputing(stack.apply, apart=stack.unroll >= stack.length)
-    return layers._replace(layers=stack._replace(apply=apply))
-  own = tuple(layer._replace(apply=_recomputing(layer.apply, apart=True)) for layer in layers.layers)
-  return layers._replace(layers=own)
+    return layers._replace(layers=layers.layers._replace(recomputes=True))
+  return layers._replace(layers=tuple(layer._replace(recomputes=True) for layer in layers.layers))
 
 
-def _recomputing(apply: Callable[..., Any], *, apart: bool) -> Callable[..., Any]:
-  def run(params, state, x, rng, *, train):
-    return jax.checkpoint(functools.partial(apply, train=train), prevent_cse=apart)(params, state, x, rng)
+def recomputing(layers: Layers) -> Layers:
+  """The list made ready to run: the layers that recompute do so. Outermost, as it forgets all that they would keep."""
 
-  return run
+  def wrapped(layer, *, apart):
+    def run(params, state, x, rng, *, train):
+      return jax.checkpoint(functools.partial(layer.apply, train=train), prevent_cse=apart)(params, state, x, rng)
+
+    return layer._replace(apply=run) if layer.recomputes else layer
+
+  if isinstance(
+    layers.layers, Stack
+  ):  # in a rolled loop XLA cannot merge the two computations: nothing need keep them apart
+    return layers._replace(layers=wrapped(layers.layers, apart=layers.layers.unroll >= layers.layers.length))
+  return layers._replace(layers=tuple(wrapped(layer, apart=True) for layer in layers.layers))

@@ -19,9 +19,9 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from ilya_jax.errors import UserError
-from ilya_jax.parallel.layers import keeper, length, own_state, run_stack, with_state
+from ilya_jax.parallel.layers import gathering, keeper, length, own_state, recomputing, run_stack, with_state
 from ilya_jax.parallel.mesh import BATCH_AXES, micro_batches
-from ilya_jax.task import Layers, Stack
+from ilya_jax.task import Layers, Rules, Stack
 
 PyTree = Any
 STAGE = "stage"
@@ -84,14 +84,16 @@ def layer_costs(layers: Layers, params: PyTree, model_state: PyTree, batch: PyTr
   return costs
 
 
-def pipelined(layers: Layers, *, mesh: Mesh, plan: Plan) -> Callable[..., Any]:
+def pipelined(layers: Layers, *, mesh: Mesh, plan: Plan, rules: Rules = ()) -> Callable[..., Any]:
   """The loss of a Task, equal to `in_turn(layers)` averaged over the micro-batches, with the cells spread over `stage`.
 
   Micro-batch m holds rows m, m + M, ... of the batch and draws its keys from fold_in(rng, m), as with gradient
-  accumulation over M. The model state passes through the micro-batches in their order. Raises UserError where the
-  plan does not fit the mesh.
+  accumulation over M; `rules` are those of the parameters. The model state passes through the micro-batches in their
+  order. Raises UserError where the plan does not fit the mesh.
   """
   stages, micro = mesh.shape[STAGE], plan.microbatches
+  # The cells of layers that differ are manual programs, which get whole parameters.
+  layers = recomputing(gathering(layers, mesh=mesh, rules=rules, own=isinstance(layers.layers, Stack)))
   if len(plan.counts) != stages * plan.virtual or sum(plan.counts) != length(layers):
     got = f"{len(plan.counts)} pipeline cells of {sum(plan.counts)} layers"
     raise UserError(got, f"{stages * plan.virtual} cells of the {length(layers)} layers", "--config.pipeline.partition")
@@ -108,23 +110,23 @@ def pipelined(layers: Layers, *, mesh: Mesh, plan: Plan) -> Callable[..., Any]:
     count = length(layers)
     before = functools.partial(layers.before, train=train)
     after = functools.partial(layers.after, train=train)
-    x = jax.vmap(before, in_axes=(None, 0, 0))(params, batches, fold(keys, count))
+    keep, keep_all = keeper(layers, mesh), keeper(layers, mesh, leading=1)
+    x = keep_all(jax.vmap(before, in_axes=(None, 0, 0))(params, batches, fold(keys, count)))
     if isinstance(layers.layers, Stack):
-      keep = keeper(layers, mesh)
       cells = _stacked(layers.layers, params, model_state, plan=plan, stages=stages, train=train, keep=keep)
     else:
       cells = _listed(layers.layers, params, model_state, x, plan=plan, mesh=mesh, train=train)
-    y, state = _run(cells, cells.wrap(x), keys, mesh=mesh, plan=plan)
+    y, state = _run(cells, cells.wrap(x), keys, mesh=mesh, plan=plan, keep_all=keep_all)
     for name, own in cells.split(state).items():
       model_state = with_state(model_state, name, own)
-    y = cells.unwrap(y)
+    y = keep_all(cells.unwrap(y))
     scalars, metrics = jax.vmap(after, in_axes=(None, 0, 0, 0))(params, y, batches, fold(keys, count + 1))
     return scalars.mean(), (jax.tree.map(lambda leaf: leaf.sum(0), dict(metrics)), model_state)
 
   return loss
 
 
-def _run(cells: _Cells, x: PyTree, keys: jax.Array, *, mesh: Mesh, plan: Plan) -> tuple[PyTree, PyTree]:
+def _run(cells: _Cells, x: PyTree, keys: jax.Array, *, mesh: Mesh, plan: Plan, keep_all) -> tuple[PyTree, PyTree]:
   """Runs all ticks: x [M, b, ...] -> what the last cell writes [M, b, ...], and the state of all cells."""
   stages, micro, rounds = mesh.shape[STAGE], plan.microbatches, plan.virtual
 
@@ -148,6 +150,8 @@ def _run(cells: _Cells, x: PyTree, keys: jax.Array, *, mesh: Mesh, plan: Plan) -
       keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, lax.axis_index(split))
     queue = _varying(x, (STAGE, *split))  # what stage 0 reads next: micro-batches, later what the last stage sends back
     zeros = _varying(jax.tree.map(jnp.zeros_like, queue), (STAGE, *split))
+    if not cells.manual:
+      queue, zeros = keep_all(queue), keep_all(zeros)
     arriving = jax.tree.map(lambda leaf: leaf[0], zeros)
 
     def tick(carry, t):
@@ -174,10 +178,7 @@ def _run(cells: _Cells, x: PyTree, keys: jax.Array, *, mesh: Mesh, plan: Plan) -
     steps = jnp.arange(ticks(plan, stages=stages), dtype=jnp.int32)
     (_, _, written, state), _ = lax.scan(tick, carry, steps, unroll=plan.tick_unroll)
     # Only the last stage holds anything but zeros: every stage gets its share of the micro-batches (or all of them).
-    if scatter:
-      collect = functools.partial(lax.psum_scatter, axis_name=STAGE, scatter_dimension=0, tiled=True)
-    else:
-      collect = functools.partial(lax.psum, axis_name=STAGE)
+    collect = functools.partial(_deal, stages=stages) if scatter else functools.partial(lax.psum, axis_name=STAGE)
     return jax.tree.map(collect, written), jax.tree.map(lambda leaf: leaf[:, None], state)
 
   spread, rows = PartitionSpec(None, STAGE), (split,) if split else ()
@@ -186,6 +187,16 @@ def _run(cells: _Cells, x: PyTree, keys: jax.Array, *, mesh: Mesh, plan: Plan) -
   names = set(mesh.axis_names) if cells.manual else {STAGE}
   mapped = jax.shard_map(program, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names)
   return mapped(cells.params, cells.state, x, keys)
+
+
+def _deal(leaf: jax.Array, *, stages: int) -> jax.Array:
+  """[M, ...], zeros but on the last stage -> [M / K, ...]: stage k gets part k.
+
+  As a psum_scatter, which XLA would not leave split over the mesh axes that the compiler looks after: it gathers them first.
+  """
+  parts = jnp.split(leaf, stages)
+  sent = [lax.ppermute(part, STAGE, [(stages - 1, k)]) for k, part in enumerate(parts[:-1])]
+  return sum(sent, start=parts[-1])
 
 
 def _split_axes(mesh: Mesh) -> tuple[str, ...]:
@@ -226,7 +237,7 @@ def _stacked(stack: Stack, params, model_state, *, plan: Plan, stages: int, trai
 
   def run(own_params, own, x, rng, cell):
     return run_stack(
-      stack, own_params, own, x, indices[cell], rng, train=train, used=None if even else used[cell], keep=keep
+      stack, own_params, own, x, indices[cell], rng, train=train, keep=keep, used=None if even else used[cell]
     )
 
   first = [cell * longest + j for cell, count in enumerate(counts) for j in range(count)]

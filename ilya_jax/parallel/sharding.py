@@ -5,7 +5,9 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from ilya_jax.task import Rules
 
 PyTree = Any
 
@@ -15,16 +17,17 @@ def path_name(path: tuple[Any, ...]) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def shardings(tree: PyTree, *, rules: tuple[tuple[str, PartitionSpec], ...], mesh: Mesh) -> PyTree:
+def shardings(tree: PyTree, *, rules: Rules, mesh: Mesh | AbstractMesh, prefix: str = "", row: bool = False) -> PyTree:
   """One NamedSharding a leaf of `tree` (arrays or their shapes).
 
-  The first rule whose regex is found in the leaf's path wins; a leaf without a rule, or of a lower rank, is replicated, and
-  an axis that the mesh does not divide stays whole.
+  The first rule whose regex is found in the leaf's path (after `prefix`) wins; a leaf without a rule, or of a lower rank, is
+  replicated, and an axis that the mesh does not divide stays whole. row: the tree is one row of a stack of layers, whose
+  rules begin with the axis of layers.
   """
 
   def leaf_sharding(path, leaf):
-    name = path_name(path)
-    spec = next((spec for pattern, spec in rules if re.search(pattern, name)), PartitionSpec())
+    name = prefix + path_name(path)
+    spec = next((spec for pattern, spec in rules if re.search(pattern, name)), PartitionSpec())[row:]
     if len(spec) > leaf.ndim:
       return NamedSharding(mesh, PartitionSpec())
     axes = [axis if _divides(mesh, axis, size) else None for size, axis in zip(leaf.shape, spec, strict=False)]
@@ -33,7 +36,28 @@ def shardings(tree: PyTree, *, rules: tuple[tuple[str, PartitionSpec], ...], mes
   return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
-def _divides(mesh: Mesh, axis: str | tuple[str, ...] | None, size: int) -> bool:
+def gathered(params: PyTree, *, rules: Rules, mesh: Mesh | None, prefix: str = "", row: bool = False) -> PyTree:
+  """Parameters about to be used: whole along `fsdp`, otherwise laid out as `shardings` says.
+
+  Without it XLA may keep a parameter as it is stored and move the activations instead, which are larger: it did so for
+  the embedding ("involuntary full rematerialization"). Gathered here, a layer's parameters are whole for as long as it runs.
+  """
+  if mesh is None or mesh.shape["fsdp"] == 1:
+    return params
+  current = jax.sharding.get_abstract_mesh()  # inside a shard_map it knows which axes are manual there
+
+  def whole(axis):
+    names = tuple(
+      name for name in (axis if isinstance(axis, tuple) else (axis,)) if name not in (None, "fsdp", "stage")
+    )
+    return names or None
+
+  rules = tuple((regex, PartitionSpec(*map(whole, spec))) for regex, spec in rules)
+  laid = shardings(params, rules=rules, mesh=mesh if current.empty else current, prefix=prefix, row=row)
+  return jax.lax.with_sharding_constraint(params, laid)
+
+
+def _divides(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...] | None, size: int) -> bool:
   """Whether the mesh has the axis (or axes) and cuts `size` evenly along it."""
   names = () if axis is None else (axis,) if isinstance(axis, str) else axis
   return all(name in mesh.shape for name in names) and size % math.prod(mesh.shape[name] for name in names) == 0

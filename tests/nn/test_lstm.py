@@ -22,7 +22,7 @@ def plain(inputs, recurrent, state):
   hidden = []
   for gates in inputs:
     gates = gates + jnp.einsum("bk,kgd->bgd", state.hidden, recurrent)
-    state, _ = lstm_step(state, gates.reshape(-1, 4 * WIDTH))
+    state, _ = lstm_step(state, gates)
     hidden.append(state.hidden)
   return jnp.stack(hidden), state
 

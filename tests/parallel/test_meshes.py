@@ -166,7 +166,7 @@ def prepared(name):
   with jax.enable_x64(True):
     layers, rules, params, model_state, batch = MODELS[name]()
     state = TrainState(jnp.int32(0), params, model_state, {}, jax.random.key(7))
-    expected = step(layers, state, batch, mesh=mesh_of((1, 1, 1, 1)))
+    expected = step(layers, rules, state, batch, mesh=mesh_of((1, 1, 1, 1)))
     return layers, rules, state, batch, expected
 
 
@@ -174,13 +174,14 @@ def mesh_of(shape):
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4, devices=jax.devices()[: math.prod(shape)])
 
 
-def step(layers, state, batch, *, mesh):
+def step(layers, rules, state, batch, *, mesh):
   """(gradients, model state) of one step over MICRO micro-batches."""
   stages = mesh.shape["stage"]
-  loss, accumulate = in_turn(layers, mesh=mesh), MICRO
+  loss, accumulate = in_turn(layers, mesh=mesh, rules=rules), MICRO
   if stages > 1:
     counts = smallest_maximum(layer_costs(layers, state.params, state.model_state, batch), stages)
-    loss, accumulate = pipelined(layers, mesh=mesh, plan=Plan(MICRO, counts, tick_unroll=MICRO + stages)), 1
+    plan = Plan(MICRO, counts, tick_unroll=MICRO + stages)
+    loss, accumulate = pipelined(layers, mesh=mesh, plan=plan, rules=rules), 1
   task = Task(init=None, loss=loss, counts=Counts(1, 1, 1.0, 1))
   grads, _, model_state = jax.jit(lambda state, batch: gradients(task, state, batch, accumulate=accumulate, mesh=mesh))(
     state, batch
@@ -193,7 +194,7 @@ def difference(name, shape):
   layers, rules, state, batch, expected = prepared(name)
   mesh = mesh_of(shape)
   state = jax.device_put(state, shardings(state, rules=rules, mesh=mesh))
-  found = step(layers, state, jax.device_put(batch, batch_sharding(mesh)), mesh=mesh)
+  found = step(layers, rules, state, jax.device_put(batch, batch_sharding(mesh)), mesh=mesh)
   scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected[0]))
   pairs = zip(jax.tree.leaves(jax.device_get(found)), jax.tree.leaves(jax.device_get(expected)), strict=True)
   return max(float(np.abs(one - other).max()) for one, other in pairs) / scale

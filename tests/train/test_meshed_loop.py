@@ -23,6 +23,7 @@ def curve(folder, split="train"):
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", ["configs/transformer_lm.py:tiny", "configs/lstm_lm.py:tiny"])
 @pytest.mark.parametrize("mesh", [
+  {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
   {"mesh.stage": 4, "pipeline.microbatches": 4},
   {"mesh.stage": 2, "mesh.data": 2, "mesh.fsdp": 2, "pipeline.microbatches": 2},
   {"mesh.stage": 2, "mesh.tensor": 2, "pipeline.microbatches": 4, "pipeline.virtual_stages": 2},
