@@ -15,20 +15,23 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from ilya_jax.errors import UserError
 
 _NAME = re.compile(r"(\w+):(\d+(?:x\d+)*)")
-_LARGEST_COMPILED = 16_384  # chips; more than any slice
 
 
 class Chip(NamedTuple):
   """What one chip has.
 
-  flops: peak bfloat16 FLOP/s. hbm: bytes that a program may use. hbm_bandwidth: bytes/s. ici_bandwidth: bytes/s that it sends
-  over all its links together (half of the documented figure, which counts both directions; v4's is 2400 Gbit/s in the paper
-  of Jouppi et al. 2023, https://arxiv.org/abs/2304.01433, six links of 50 GB/s). dimensions: of its torus, with two links each.
-  wraps: sizes of a slice along a dimension from whose multiples its links close to a ring. accelerator: its name with the
-  number of its cores, for the runtime; cores: in that name, for each chip. options: of the compiler's description of a slice.
+  flops: peak bfloat16 FLOP/s. hbm: bytes that a program may use. hbm_bandwidth: bytes/s.
+  ici_bandwidth: bytes/s that it sends over all its links together: half of the documented figure, which counts both directions
+    (v4's is that of Jouppi et al. 2023, https://arxiv.org/abs/2304.01433: six links of 50 GB/s).
+  dimensions: of its torus, with two links each. wraps: where a slice's size along a dimension is a multiple of it, the links
+    there close to a ring. largest: chips of a slice.
+  accelerator: its name for the runtime, before the number of cores; cores: in that number, for each chip; options: of the
+    compiler's description of a slice.
   """
 
   flops: float
@@ -37,6 +40,7 @@ class Chip(NamedTuple):
   ici_bandwidth: float
   dimensions: int
   wraps: int
+  largest: int
   accelerator: str
   cores: int
   options: dict[str, str] = {}
@@ -49,11 +53,11 @@ class Chip(NamedTuple):
 
 _GIB = 2.0**30
 CHIPS = {
-  # flops, memory, its bandwidth, links' bandwidth one way, torus, ring at, accelerator type, cores
-  "v4": Chip(275e12, 30.75 * _GIB, 1200e9, 300e9, 3, 4, "v4", 2, {"chip_config_name": "megacore"}),
-  "v5e": Chip(197e12, 15.75 * _GIB, 819e9, 200e9, 2, 16, "v5litepod", 1),
-  "v5p": Chip(459e12, 95.74 * _GIB, 2765e9, 600e9, 3, 4, "v5p", 2),
-  "v6e": Chip(918e12, 31.25 * _GIB, 1640e9, 400e9, 2, 16, "v6e", 1),
+  # flops, memory, its bandwidth, links' bandwidth one way, torus, ring at, largest slice, accelerator type, cores
+  "v4": Chip(275e12, 30.75 * _GIB, 1200e9, 300e9, 3, 4, 4096, "v4", 2, {"chip_config_name": "megacore"}),
+  "v5e": Chip(197e12, 15.75 * _GIB, 819e9, 200e9, 2, 16, 256, "v5litepod", 1),
+  "v5p": Chip(459e12, 95.74 * _GIB, 2765e9, 600e9, 3, 4, 6144, "v5p", 2),
+  "v6e": Chip(918e12, 31.25 * _GIB, 1640e9, 400e9, 2, 16, 256, "v6e", 1),
 }
 
 
@@ -88,8 +92,8 @@ def parse_topology(text: str) -> Topology:
   if chip not in CHIPS:
     raise UserError(f"chip {chip!r}", f"one of {', '.join(CHIPS)}", "--topology")
   dimensions = CHIPS[chip].dimensions
-  if len(shape) > dimensions or len(shape) < 2 or min(shape) < 1 or math.prod(shape) > _LARGEST_COMPILED:
-    expected = f"{'2 or 3' if dimensions == 3 else 2} sizes of at least 1, at most {_LARGEST_COMPILED} chips in all"
+  if len(shape) > dimensions or len(shape) < 2 or min(shape) < 1 or math.prod(shape) > CHIPS[chip].largest:
+    expected = f"{'2 or 3' if dimensions == 3 else 2} sizes of at least 1, at most {CHIPS[chip].largest} chips in all"
     raise UserError(f"topology {text!r}", expected, "--topology")
   return Topology(chip, shape + (1,) * (dimensions - len(shape)))
 
@@ -97,35 +101,48 @@ def parse_topology(text: str) -> Topology:
 def slice_devices(topology: Topology) -> Sequence[Any]:
   """Devices to compile for, of a slice that need not be there; one a chip, their `coords` on the torus.
 
-  Sets variables of the TPU runtime in this process's environment where they are not set. Raises UserError where libtpu,
-  whose compiler this is, is not installed, or does not know the slice.
+  Raises UserError where libtpu, whose compiler this is, is not installed, or does not know the slice.
   """
   if importlib.util.find_spec("libtpu") is None:
     raise UserError("no libtpu, which holds the TPU compiler", "pip install 'ilya-jax[tpu]'", "--topology")
   import libtpu
+  from jax.experimental import topologies
 
   chip = topology.spec
-  for name, value in {
+  settings = {  # without them libtpu looks for a TPU of this machine, and says at length that it finds none
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": f"{chip.accelerator}-{topology.size * chip.cores}",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "TPU_LIBRARY_PATH": libtpu.get_library_path(),
-  }.items():
-    os.environ.setdefault(name, value)
-  from jax.errors import JaxRuntimeError
-  from jax.experimental import topologies
-
+  }
   host = [2 if size % 2 == 0 else 1 for size in topology.shape[:2]] + [1]
+  before = {name: os.environ.get(name) for name in settings}
+  os.environ.update({name: value for name, value in settings.items() if before[name] is None})
   try:
     found = topologies.get_topology_desc(
       platform="tpu", topology_name=topology.name, chips_per_host_bounds=host, **chip.options
     )
-  except JaxRuntimeError as error:
+  except jax.errors.JaxRuntimeError as error:
     raise UserError(
       f"topology {topology.name}: {str(error).splitlines()[0]}", "a slice that the TPU compiler knows", "--topology"
     ) from error
+  finally:
+    for name, value in before.items():
+      if value is None:
+        os.environ.pop(name)
   return found.devices
+
+
+def compile_for(lowered: Any) -> Any:
+  """Compiles a lowered program for devices that are not there. It is not kept on disk: without them nothing can read it back."""
+  name = "jax_persistent_cache_min_compile_time_secs"
+  before = getattr(jax.config, name)
+  jax.config.update(name, math.inf)
+  try:
+    return lowered.compile()
+  finally:
+    jax.config.update(name, before)
 
 
 def bandwidth(topology: Topology, coordinates: Sequence[Sequence[int]]) -> float:

@@ -247,7 +247,7 @@ def _fusion_traffic(fused: Computation, types: list[str], result: str) -> float:
     if place >= len(types) or not _main(types[place]):
       continue
     uses = list(_uses(name, users))
-    if uses and all(use.opcode in ("dynamic-slice", "slice", "gather") for _, use in uses):
+    if uses and all(use.opcode in ("dynamic-slice", "slice", "gather") and use.operands[0] == by for by, use in uses):
       read += sum(size(use.type) for _, use in uses)
     elif uses and all(use.opcode == "dynamic-update-slice" and use.operands[0] == by for by, use in uses):
       updated |= {use.name for _, use in uses}

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ilya_jax.config import load_config
 from ilya_jax.errors import UserError
 from ilya_jax.parallel import collectives, hlo
-from ilya_jax.parallel.chips import Topology, parse_topology, slice_devices
+from ilya_jax.parallel.chips import Topology, compile_for, parse_topology, slice_devices
 from ilya_jax.parallel.pipeline import layer_costs
 from ilya_jax.task import Source, Task
 from ilya_jax.train.plan_printed import (
@@ -51,7 +51,7 @@ def compile_step(config: ConfigDict, *, task: Task, source: Source, devices: Seq
   began = time.perf_counter()
   lowered = programs.steps.lower(programs.abstract_state, batches, rates, n)
   try:
-    compiled = lowered.compile()
+    compiled = compile_for(lowered)
   except jax.errors.JaxRuntimeError as error:
     return Compiled(programs.mesh, needed_bytes(str(error), error), {}, {}, 0.0, time.perf_counter() - began)
   seconds = time.perf_counter() - began

@@ -108,7 +108,7 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices
     return TrainState(jnp.int32(0), params, variables, optimizer.init(params), base_key)
 
   shapes = jax.eval_shape(init, jnp.uint32(0))
-  plain = task.loss if task.layers is None or mesh.size == 1 else in_turn(task.layers, mesh=mesh)
+  plain = task.loss if task.layers is None or mesh.size == 1 else in_turn(task.layers, mesh=mesh, rules=task.rules)
   task = _with_pipeline(config, task, mesh=mesh, shapes=shapes, example=example)
   layout = shardings(shapes, rules=task.rules, mesh=mesh)
   abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
@@ -197,7 +197,9 @@ def _with_pipeline(config: ConfigDict, task: Task, *, mesh: Mesh, shapes: TrainS
     got = f"data, fsdp and tensor above 1 with the task {config.task!r}, which names no layers (openxla/xla#40034)"
     raise UserError(got, "one of the three to be 1", "--config.mesh.tensor")
   if stages == 1 and settings.microbatches == 1:
-    return task if task.layers is None or mesh.size == 1 else task._replace(loss=in_turn(task.layers, mesh=mesh))
+    if task.layers is None or mesh.size == 1:
+      return task
+    return task._replace(loss=in_turn(task.layers, mesh=mesh, rules=task.rules))
   if task.layers is None:
     raise UserError(
       f"mesh.stage = {stages} with the task {config.task!r}, which names no layers", "1", "--config.mesh.stage"
@@ -205,7 +207,14 @@ def _with_pipeline(config: ConfigDict, task: Task, *, mesh: Mesh, shapes: TrainS
   costs = layer_costs(task.layers, shapes.params, shapes.model_state, example)
   counts = cell_counts(config, costs, cells=stages * settings.virtual_stages)
   plan = Plan(settings.microbatches, counts, settings.virtual_stages, settings.remat, settings.tick_unroll)
-  return task._replace(loss=pipelined(task.layers, mesh=mesh, plan=plan))
+  return task._replace(loss=pipelined(task.layers, mesh=mesh, plan=plan, rules=task.rules))
+
+
+def cell_counts(config: ConfigDict, costs: Sequence[float], *, cells: int) -> tuple[int, ...]:
+  """Layers in each cell of a pipeline: as `config.pipeline.partition` says, else by the layers' costs."""
+  if config.pipeline.partition:
+    return check_counts(tuple(config.pipeline.partition), layers=len(costs), cells=cells)
+  return smallest_maximum(costs, cells)
 
 
 def row(tree: PyTree, index: int) -> PyTree:
