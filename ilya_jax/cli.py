@@ -57,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
   sweep.add_argument(
     "--dry-run", action="store_true", help="print the cells with N, D, C, time and memory; start nothing"
   )
+  _add_processes(sweep)
   status = _add(
     commands, "status", run=_status, summary="how far a run or a sweep is", example="ilya-jax status runs/sweep"
   )
@@ -146,22 +147,25 @@ def _need(arguments: Any, *names: str) -> None:
       raise UserError(f"no --{name}", f"--{name} {forms.get(name, 'DIR')}", f"--{name}")
 
 
-def _train(arguments: Any) -> int:
-  from ilya_jax.config import load_config
+def _start_processes(arguments: Any, *, batch_size: int) -> None:
+  """Checks the flags of several processes, splits the CPU for a batch, and joins the others where there are any."""
   from ilya_jax.parallel import distributed
   from ilya_jax.parallel.devices import split_cpu, use_compilation_cache
 
+  flags = {"coordinator": arguments.coordinator, "processes": arguments.num_processes, "index": arguments.process_id}
+  distributed.check_flags(**flags)
+  split_cpu(batch_size)
+  use_compilation_cache()
+  distributed.start(**flags, heartbeat_s=arguments.heartbeat)
+
+
+def _train(arguments: Any) -> int:
+  from ilya_jax.config import load_config
+  from ilya_jax.parallel import distributed
+
   _need(arguments, "config", "workdir")
   config = load_config(arguments.config, arguments.overrides)
-  processes = {
-    "coordinator": arguments.coordinator,
-    "processes": arguments.num_processes,
-    "index": arguments.process_id,
-  }
-  distributed.check_flags(**processes)
-  split_cpu(config.batch_size // config.accumulate)
-  use_compilation_cache()
-  distributed.start(**processes, heartbeat_s=arguments.heartbeat)
+  _start_processes(arguments, batch_size=config.batch_size // config.accumulate)
   from ilya_jax.train.loop import train
 
   with distributed.ending_together():
@@ -177,15 +181,16 @@ def _train(arguments: Any) -> int:
 
 
 def _sweep(arguments: Any) -> int:
-  from ilya_jax.parallel.devices import use_compilation_cache
+  from ilya_jax.parallel import distributed
   from ilya_jax.scaling import command
 
   _need(arguments, "workdir")
   if arguments.launcher != "local":
     raise UserError(f"--launcher {arguments.launcher}", "local", "--launcher")
-  use_compilation_cache()
-  return command.sweep(arguments.sweep, arguments.workdir, overrides=arguments.overrides, only=arguments.only,
-                       workers=arguments.workers, pack=arguments.pack, dry_run=arguments.dry_run)  # fmt: skip
+  _start_processes(arguments, batch_size=1)
+  with distributed.ending_together():
+    return command.sweep(arguments.sweep, arguments.workdir, overrides=arguments.overrides, only=arguments.only,
+                         workers=arguments.workers, pack=arguments.pack, dry_run=arguments.dry_run)  # fmt: skip
 
 
 def _status(arguments: Any) -> int:

@@ -1,5 +1,6 @@
 """Several processes on one machine: the run of one process, whole data shards, one line when one is gone, and resuming."""
 
+import csv
 import os
 import signal
 import socket
@@ -32,12 +33,15 @@ def launch(text_folder):
   """launch(workdir, processes, devices, *overrides) -> processes that train together (one alone without a coordinator)."""
   started = []
 
-  def make(workdir, processes, devices, *overrides, heartbeat=10):
+  def make(workdir, processes, devices, *overrides, heartbeat=10, sweep=None):
+    work = (
+      ["train", "--config", "configs/transformer_lm.py:tiny"] if sweep is None else ["sweep", sweep, "--workers", "1"]
+    )
     command = [
-      sys.executable, "-m", "ilya_jax.cli", "train", "--config", "configs/transformer_lm.py:tiny", "--workdir", str(workdir),
+      sys.executable, "-m", "ilya_jax.cli", *work, "--workdir", str(workdir),
       "--config.data.name=files", f"--config.data.path={text_folder}", "--config.data.heldout_fraction=0.2",
-      "--config.data.context=16", "--config.batch_size=8", "--config.model.d_model=16",
-      "--config.model.n_layers=4", "--config.schedule.name=constant",
+      "--config.data.context=16", "--config.batch_size=8", "--config.model.n_layers=4",
+      *(["--config.model.d_model=16", "--config.schedule.name=constant"] if sweep is None else []),
       "--config.schedule.warmup_steps=4", "--config.eval.tokens=1024", "--config.checkpoint.every=8", "--config.log_every=1",
       "--config.execution.steps_per_dispatch=4", "--config.execution.tensorboard=false", *overrides,
     ]  # fmt: skip
@@ -136,6 +140,42 @@ def test_sigterm_to_one_of_them_saves_and_ends_all(launch, tmp_path):
   status = read_json(tmp_path / "status.json")
   assert status["state"] == "preempted"
   assert max(saved(tmp_path)) == status["step"]
+
+
+SWEEP = """
+'Two lengths with a common trunk, and a run that diverges.'
+BASE = {"family": "transformer", "config": "configs/transformer_lm.py:tiny"}
+def get_sweep(arg=""):
+  hot = {"optim.learning_rate": 1e30, "optim.clip_norm": 0.0, "schedule.warmup_steps": 0, "steps": 12}
+  return {"name": "test", "groups": [
+    {**BASE, "set": {"model.d_model": 8}, "axes": [{"steps": [16, 32]}]}, {**BASE, "set": {**hot, "model.d_model": 8}}
+  ], "fit": {"bootstrap": 0}}
+"""
+
+
+def final_losses(folder):
+  with (folder / "cells.csv").open() as file:
+    return {row["cell"]: float(row["loss"]) for row in csv.DictReader(file) if row["final"] == "1"}
+
+
+@pytest.mark.slow
+def test_a_sweep_of_several_processes_gives_the_cells_of_one(launch, tmp_path):
+  (tmp_path / "sweep.py").write_text(SWEEP)
+  spec = str(tmp_path / "sweep.py")
+  group = launch(tmp_path / "several", 2, 1, sweep=spec)
+  while not list((tmp_path / "several").glob("cells/*/checkpoints/8")) and group[0].poll() is None:
+    time.sleep(0.1)
+  group[1].send_signal(signal.SIGTERM)
+  wait(group, code=128 + signal.SIGTERM)
+  outputs = wait(launch(tmp_path / "several", 2, 1, sweep=spec), code=1)  # a cell fails, the others finish
+  assert "1 of 4 cells failed" in outputs[0][1].splitlines()[-1]
+  assert "loss is nan at step" in outputs[0][1].splitlines()[-1]
+  assert not outputs[1][1]
+  wait(launch(tmp_path / "one", 1, 2, sweep=spec), code=1)
+  found, expected = final_losses(tmp_path / "several"), final_losses(tmp_path / "one")
+  assert len(found) == 2
+  assert found == pytest.approx(expected, rel=1e-4)
+  assert (tmp_path / "several" / "report" / "report.html").exists()
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1, 1), (2, 2, 2, 1), (1, 4, 1, 2), (1, 1, 4, 2)])

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import json
 import os
 import signal
 import sys
@@ -64,6 +65,8 @@ def start(
     settings |= {
       "num_processes": int(environment["JAX_NUM_PROCESSES"]), "process_id": int(environment.get("JAX_PROCESS_ID", "0")),
     }  # fmt: skip
+  elif "SLURM_STEP_NUM_TASKS" in environment and _sees_only_its_own(environment):
+    settings["local_device_ids"] = []  # all; JAX would take the GPU numbered SLURM_LOCALID alone
   if "coordinator_address" in settings or "num_processes" in settings:
     settings["cluster_detection_method"] = "deactivate"
   try:
@@ -73,6 +76,14 @@ def start(
     raise UserError(
       f"the processes did not come together: {str(error).splitlines()[0]}", "all of them", "--coordinator"
     ) from error
+
+
+def _sees_only_its_own(environment: Mapping[str, str]) -> bool:
+  """Whether the GPUs that a task of Slurm sees are all its own: one task a node, or each bound to one GPU by Slurm."""
+  tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 1(x2),3
+  alone = {count.partition("(")[0] for count in tasks.split(",")} == {"1"}
+  visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES", ""))
+  return alone or (visible != "" and "," not in visible)
 
 
 def _one_line_at_abort() -> None:
@@ -95,13 +106,13 @@ def _one_line_at_abort() -> None:
 
 
 def several() -> bool:
-  """Whether this process is one of several."""
-  return jax.process_count() > 1
+  """Whether this process is one of several, which have not parted. It starts no device."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
   """Whether this is process 0, which writes what is written once."""
-  return jax.process_index() == 0
+  return not several() or jax.process_index() == 0
 
 
 def first_does(action: Callable[[], None]) -> None:
@@ -120,6 +131,24 @@ def first_does(action: Callable[[], None]) -> None:
     raise failure
   if failed:
     raise UserError("process 0 stopped", "see what it says", "--process-id")
+
+
+def first_tells(find: Callable[[], Any]) -> Any:
+  """What process 0 finds, on every process: anything that JSON can hold. Raises as `first_does` does."""
+  if not several():
+    return find()
+  found: list[bytes] = []
+  first_does(lambda: found.append(json.dumps(find()).encode()))
+  own = found[0] if found else b""
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(own))))
+  text = multihost_utils.broadcast_one_to_all(np.frombuffer(own.ljust(size), np.uint8))
+  return json.loads(bytes(np.asarray(text)))
+
+
+def leave() -> None:
+  """All processes wait for one another and part; each goes on, or ends, by itself. To be called where none trains any more."""
+  if several():
+    jax.distributed.shutdown()
 
 
 def all_agree(holds: bool) -> bool:

@@ -3,10 +3,12 @@
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ilya_jax.errors import RunFailed, UserError
+from ilya_jax.parallel import distributed
 from ilya_jax.scaling import launch
 from ilya_jax.scaling import sweep as sweeps
 from ilya_jax.scaling.rows import Options
@@ -21,7 +23,10 @@ def _say(line: str) -> None:
 def sweep(
   spec: str, sweep_dir: Path, *, overrides: Mapping[str, Any], only: str | None, workers: int, pack: int, dry_run: bool
 ) -> int:
-  """Runs every cell not yet finished, then fits and writes the report; returns the exit code."""
+  """Runs every cell not yet finished, then fits and writes the report; returns the exit code.
+
+  Several processes train each cell together, one cell after another; the first of them writes.
+  """
   if pack < 1:
     raise UserError(f"--pack {pack}", "a number of cells, 1 or more", "--pack")
   if workers < 0:
@@ -33,32 +38,46 @@ def sweep(
   if dry_run:
     from ilya_jax.scaling.estimate import print_plan
 
-    print_plan(plan, cells, sweep_dir=sweep_dir, workers=workers)
+    if distributed.is_first():
+      print_plan(plan, cells, sweep_dir=sweep_dir, workers=workers)
     return 0
-  with locked(sweep_dir):
-    record = sweeps.check_sweep_dir(sweep_dir, plan)
+  with ExitStack() as locks:
+    distributed.first_does(lambda: locks.enter_context(locked(sweep_dir)))
+    record = distributed.first_tells(lambda: sweeps.check_sweep_dir(sweep_dir, plan))
     # The number of workers decides the threads of a cell, and so its rounding, and so does a pack: a sweep keeps those
     # it began with.
     workers = record["workers"] if record is not None else workers
     packs = sweeps.make_packs(plan.cells, size=pack, kept=record["packs"] if record is not None else ())
-    sweeps.write_sweep_json(sweep_dir, plan, workers=workers, packs=packs)
-    packs = sweeps.needed(packs, cells)
-    cells = [cell for each in packs for cell in each]
+    distributed.first_does(lambda: sweeps.write_sweep_json(sweep_dir, plan, workers=workers, packs=packs))
+    needed = sweeps.needed(packs, cells)
     began = time.monotonic()
-    outcome = launch.run_packs(packs, sweep_dir, workers=workers, report=_say)
-    measured = [cell for cell in plan.cells if sweeps.cell_state(sweep_dir, cell)["state"] == "done"]
-    sweeps.write_cells_csv(sweep_dir, plan.cells)
-    _say(f"{len(outcome.done)} of {len(cells)} cells done in {clock(time.monotonic() - began)}")
-    if any(cell.role == "fit" for cell in measured):
-      from ilya_jax.scaling.report import report_sweep
-
-      report_sweep(plan, sweep_dir, failed=outcome.failed, partial=only)
+    if distributed.several():
+      outcome = launch.run_in_turn(needed, sweep_dir, report=_say if distributed.is_first() else lambda line: None)
+    else:
+      outcome = launch.run_packs(needed, sweep_dir, workers=workers, report=_say)
+    first = distributed.is_first()
+    distributed.leave()
+    if not first:
+      return 1 if outcome.failed else 0
+    run = sum(len(each) for each in needed)
+    _say(f"{len(outcome.done)} of {run} cells done in {clock(time.monotonic() - began)}")
+    _report(plan, sweep_dir, failed=outcome.failed, partial=only)
   if outcome.failed:
     cell, line = next(iter(outcome.failed.items()))
     raise RunFailed(
-      f"{len(outcome.failed)} of {len(cells)} cells failed, first {cell}: {line}; see `ilya-jax status {sweep_dir}`"
+      f"{len(outcome.failed)} of {run} cells failed, first {cell}: {line}; see `ilya-jax status {sweep_dir}`"
     )
   return 0
+
+
+def _report(plan: sweeps.Sweep, sweep_dir: Path, *, failed: Mapping[str, str], partial: str | None) -> None:
+  """cells.csv, and the fits and the report where any cell of a fit is done."""
+  measured = [cell for cell in plan.cells if sweeps.cell_state(sweep_dir, cell)["state"] == "done"]
+  sweeps.write_cells_csv(sweep_dir, plan.cells)
+  if any(cell.role == "fit" for cell in measured):
+    from ilya_jax.scaling.report import report_sweep
+
+    report_sweep(plan, sweep_dir, failed=failed, partial=partial)
 
 
 def status(directory: Path, *, retry_failed: bool) -> int:

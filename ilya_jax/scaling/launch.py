@@ -1,6 +1,7 @@
-"""The local launcher: a pool of worker processes that run the cells of a sweep, each cell isolated and resumable."""
+"""The launchers: a pool of worker processes that run cells side by side, or several processes that train each cell together."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ import jax
 
 from ilya_jax.config import load_config
 from ilya_jax.errors import RunFailed, UserError
+from ilya_jax.parallel import distributed
 from ilya_jax.parallel.devices import on_cpu, use_compilation_cache
 from ilya_jax.scaling.sweep import Cell, cell_folder, cell_state, own_flops
 from ilya_jax.train.loop import SIGNALS, Job, Preempted, Stop, Trunk, train_pack
@@ -51,10 +53,8 @@ def run_packs(
   """
   cells = [cell for pack in packs for cell in pack]
   by_id = {cell.id: cell for cell in cells}
-  states = {cell.id: cell_state(sweep_dir, cell) for cell in cells}
-  done = [name for name, state in states.items() if state["state"] == "done"]
-  failed = {name: state.get("error", "?") for name, state in states.items() if state["state"] == "failed"}
-  waiting = [pack for pack in packs if any(cell.id not in done and cell.id not in failed for cell in pack)]
+  done, failed = _ended(cells, sweep_dir)
+  waiting = _unfinished(packs, done, failed)
   progress = _Progress(cells, done=done, report=report)
   if not waiting:
     return Outcome(done, failed)
@@ -62,9 +62,7 @@ def run_packs(
   kills: dict[str, int] = {}
   with Stop().listening() as stop, contextlib.closing(pool):
     while waiting or pool.busy:
-      for orphan in [cell for pack in waiting for cell in pack if cell.trunk in failed]:
-        failed.setdefault(orphan.id, f"its trunk {orphan.trunk} failed")
-      waiting = [pack for pack in waiting if any(cell.id not in done and cell.id not in failed for cell in pack)]
+      waiting = _unfinished(waiting, done, failed)
       for index in pool.idle():
         pack = _next(waiting, done=done, failed=failed, program=pool.programs[index])
         if pack is not None and stop.signum is None:
@@ -95,6 +93,50 @@ def run_packs(
   if stop.signum is not None:
     raise Preempted(stop.signum)
   return Outcome(done, failed)
+
+
+def run_in_turn(packs: Sequence[Sequence[Cell]], sweep_dir: Path, *, report: Callable[[str], None]) -> Outcome:
+  """Runs every cell that is not finished in this process, which is one of several that train each of them together.
+
+  All of the processes call it, and take the packs in the same order. A failed cell does not stop the others. Raises
+  Preempted after a signal to any of the processes, with the state saved.
+  """
+  cells = [cell for pack in packs for cell in pack]
+  by_id = {cell.id: cell for cell in cells}
+  done, failed = distributed.first_tells(lambda: _ended(cells, sweep_dir))
+  progress, program = _Progress(cells, done=done, report=report), ""
+  stop = Stop()
+  with stop.listening():
+    while waiting := _unfinished(packs, done, failed):
+      pack = _next(waiting, done=done, failed=failed, program=program)
+      assert pack is not None  # a trunk that is not done can run
+      program = pack[0].program
+      jobs = [_job(cell, sweep_dir, trunk=by_id.get(cell.trunk), failed=failed) for cell in pack]
+      for cell, (state, line) in zip(pack, _run_jobs(jobs, stop, wait_s=0.0), strict=True):
+        if state == "preempted":
+          raise Preempted(int(line))
+        if state == "done":
+          done.append(cell.id)
+        elif cell.id not in failed:
+          failed[cell.id] = line
+          distributed.first_does(functools.partial(_mark_failed, sweep_dir, cell, line))
+          report(f"cell {cell.id} failed: {line}")
+      progress.show(done=done, failed=failed, running=(), sweep_dir=sweep_dir)
+  return Outcome(done, failed)
+
+
+def _ended(cells: Sequence[Cell], sweep_dir: Path) -> tuple[list[str], dict[str, str]]:
+  """Ids of the cells that are done, and id -> last line of those that failed."""
+  states = {cell.id: cell_state(sweep_dir, cell) for cell in cells}
+  done = [name for name, state in states.items() if state["state"] == "done"]
+  return done, {name: state.get("error", "?") for name, state in states.items() if state["state"] == "failed"}
+
+
+def _unfinished(packs: Sequence[Sequence[Cell]], done: Sequence[str], failed: dict[str, str]) -> list[Sequence[Cell]]:
+  """The packs with a cell that has not ended; branches of a failed trunk are added to `failed`."""
+  for orphan in [cell for pack in packs for cell in pack if cell.trunk in failed and cell.id not in done]:
+    failed.setdefault(orphan.id, f"its trunk {orphan.trunk} failed")
+  return [pack for pack in packs if any(cell.id not in done and cell.id not in failed for cell in pack)]
 
 
 def _next(
@@ -219,12 +261,15 @@ def _work(connection: Connection, cpus: Sequence[int], parent: int) -> None:
       jobs = connection.recv()
     except (EOFError, OSError):
       return
-    connection.send(_run_jobs(jobs, stop))
+    connection.send(_run_jobs(jobs, stop, wait_s=_LOCK_WAIT_S))
 
 
-def _run_jobs(jobs: Sequence[dict[str, Any]], stop: Stop) -> list[tuple[str, str]]:
-  """(state, last line) of each cell of a pack."""
-  deadline = time.monotonic() + _LOCK_WAIT_S
+def _run_jobs(jobs: Sequence[dict[str, Any]], stop: Stop, *, wait_s: float) -> list[tuple[str, str]]:
+  """(state, last line) of each cell of a pack: done, failed, or preempted with the signal's number as its line.
+
+  wait_s: how long another process may go on holding a cell's folder.
+  """
+  deadline = time.monotonic() + wait_s
   while True:
     try:
       pack = [
@@ -234,7 +279,7 @@ def _run_jobs(jobs: Sequence[dict[str, Any]], stop: Stop) -> list[tuple[str, str
       outcomes = train_pack(pack, stop=stop)
       return [("failed", str(each)) if isinstance(each, RunFailed) else ("done", "") for each in outcomes]
     except Preempted as preempted:
-      return [("preempted", str(preempted))] * len(jobs)
+      return [("preempted", str(preempted.signum))] * len(jobs)
     except UserError as error:
       if "in use" not in str(error) or time.monotonic() > deadline:
         return [("failed", str(error))] * len(jobs)
@@ -242,6 +287,8 @@ def _run_jobs(jobs: Sequence[dict[str, Any]], stop: Stop) -> list[tuple[str, str
     except RunFailed as error:
       return [("failed", str(error))] * len(jobs)
     except Exception as error:  # a bug in one cell must not end the others
+      if distributed.several():  # which may wait for this process, and cannot be told
+        raise
       return [("failed", f"{type(error).__name__}: {error}".splitlines()[0])] * len(jobs)
 
 
