@@ -148,12 +148,13 @@ def _need(arguments: Any, *names: str) -> None:
 
 
 def _start_processes(arguments: Any, *, batch_size: int) -> None:
-  """Checks the flags of several processes, splits the CPU for a batch, and joins the others where there are any."""
+  """Checks the flags of several processes, prepares the devices for a batch, and joins the others where there are any."""
   from ilya_jax.parallel import distributed
-  from ilya_jax.parallel.devices import split_cpu, use_compilation_cache
+  from ilya_jax.parallel.devices import prepare_devices, split_cpu, use_compilation_cache
 
   flags = {"coordinator": arguments.coordinator, "processes": arguments.num_processes, "index": arguments.process_id}
   distributed.check_flags(**flags)
+  prepare_devices()
   split_cpu(batch_size)
   use_compilation_cache()
   distributed.start(**flags, heartbeat_s=arguments.heartbeat)

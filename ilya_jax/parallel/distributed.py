@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ilya_jax.errors import UserError
-from ilya_jax.parallel.devices import on_cpu
+from ilya_jax.parallel.devices import accelerator, on_cpu
 
 PyTree = Any
 _GONE = "error: another process is gone, or an operation failed ({}); start all again to go on from the last checkpoint"
@@ -31,7 +31,14 @@ def wanted(environment: Mapping[str, str]) -> bool:
     or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
     or int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
     or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    or _may_be_in_a_pod(environment)
   )
+
+
+def _may_be_in_a_pod(environment: Mapping[str, str]) -> bool:
+  """Whether this is a TPU machine whose slice only Google's metadata server knows; JAX asks it, and one machine may be all."""
+  told = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_SKIP_MDS_QUERY")
+  return not any(name in environment for name in told) and not on_cpu() and accelerator() == "tpu"
 
 
 def check_flags(*, coordinator: str, processes: int, index: int) -> bool:
@@ -72,7 +79,7 @@ def start(
   try:
     jax.distributed.initialize(**settings)
     _one_line_at_abort()
-  except (ValueError, RuntimeError) as error:
+  except (ValueError, RuntimeError, OSError) as error:
     raise UserError(
       f"the processes did not come together: {str(error).splitlines()[0]}", "all of them", "--coordinator"
     ) from error

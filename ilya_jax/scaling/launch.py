@@ -18,7 +18,7 @@ import jax
 from ilya_jax.config import load_config
 from ilya_jax.errors import RunFailed, UserError
 from ilya_jax.parallel import distributed
-from ilya_jax.parallel.devices import on_cpu, use_compilation_cache
+from ilya_jax.parallel.devices import on_cpu, prepare_devices, use_compilation_cache
 from ilya_jax.scaling.sweep import Cell, cell_folder, cell_state, own_flops
 from ilya_jax.train.loop import SIGNALS, Job, Preempted, Stop, Trunk, train_pack
 from ilya_jax.train.metrics import clock, write_json
@@ -248,6 +248,7 @@ def _spawn(cpus: Sequence[int]) -> _Worker:
 def _work(connection: Connection, cpus: Sequence[int], parent: int) -> None:
   """A worker's life: takes packs until the connection closes; dies with the process that started it."""
   os.sched_setaffinity(0, cpus)
+  prepare_devices()
   if on_cpu():
     jax.config.update("jax_num_cpu_devices", len(cpus))
   sys.stderr = open(os.devnull, "w")
