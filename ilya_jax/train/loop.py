@@ -8,7 +8,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +18,14 @@ from ml_collections import ConfigDict
 
 from ilya_jax.config import run_id
 from ilya_jax.errors import RunFailed, UserError
-from ilya_jax.parallel.distributed import Agreement, first_does, is_first, own_rows, put
+from ilya_jax.parallel.distributed import Agreement, end_with, first_does, is_first, own_rows, put, several
 from ilya_jax.task import Source, Task
 from ilya_jax.train import workdir as folder
-from ilya_jax.train.checkpoint import Checkpoints, load_checkpoint, wait_all
+from ilya_jax.train.checkpoint import Checkpoints, choose_directory, held_directory, load_checkpoint, wait_all
 from ilya_jax.train.evaluate import evaluate
 from ilya_jax.train.metrics import read_json, read_rows, say, write_json
 from ilya_jax.train.optimizer import branch_step, learning_rates, make_schedule
+from ilya_jax.train.profile import Trace, tracing
 from ilya_jax.train.programs import Programs, find_task, make_programs, program_key, row
 from ilya_jax.train.record import Record
 from ilya_jax.train.state import TrainState, bytes_per_device, params_digest
@@ -169,8 +170,8 @@ def _train_together(runs: Sequence["_Run"], active: list["_Run"], *, programs: P
   step = active[0].record.step
   del states
   try:
-    with stop.listening():
-      state = _run(runs, state, step=step, programs=programs, stop=stop)
+    with stop.listening(), tracing(runs[0].config, runs[0].workdir) as trace:
+      state = _run(runs, state, step=step, programs=programs, stop=stop, trace=trace)
     for run, final in zip(runs, programs.split(state), strict=True):
       if run.outcome is None:
         run.finish(final)
@@ -182,12 +183,17 @@ def _train_together(runs: Sequence["_Run"], active: list["_Run"], *, programs: P
   except OSError as error:
     for run in active:
       run.fail(error)
+    if several():  # the others wait for this process, and cannot be told
+      end_with(f"error: {active[0].outcome}", 1)
   finally:
     for run in active:
-      run.record.close()
+      with suppress(OSError) if isinstance(run.outcome, RunFailed) else nullcontext():  # a full disk
+        run.record.close()
 
 
-def _run(runs: Sequence["_Run"], state: TrainState, *, step: int, programs: Programs, stop: Stop) -> TrainState:
+def _run(
+  runs: Sequence["_Run"], state: TrainState, *, step: int, programs: Programs, stop: Stop, trace: Trace
+) -> TrainState:
   """Step, log, evaluate, save, until the last step or until no run is left."""
   config = runs[0].config
   pending: Callable[[], None] | None = None
@@ -198,7 +204,9 @@ def _run(runs: Sequence["_Run"], state: TrainState, *, step: int, programs: Prog
     drawn = [next_chunk(run.config, run.source, run.rates, step=step, end=end, rows=rows) for run in runs]
     batches, rates = drawn[0] if len(runs) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
     batches = put(batches, programs.batches_sharding, rows=config.batch_size, axis=1 + (len(runs) > 1))
+    trace.before(step, state)
     state, metrics = programs.steps(state, batches, rates, np.int32(end - step))
+    trace.after(end, state)
     if pending is not None:
       pending()  # one chunk late, so that the device never waits for the host
     pending = _logger(runs, metrics, step=step, end=end)
@@ -291,14 +299,15 @@ class _Run:
     schedule = make_schedule(job.config.schedule, learning_rate=job.config.optim.learning_rate, steps=job.config.steps)
     self.rates = learning_rates(schedule, first=0, last=job.config.steps)
     keep = {"keep": job.config.checkpoint.keep, "keep_steps": job.config.checkpoint.keep_steps}
-    self.checkpoints = Checkpoints(self.workdir / "checkpoints", **keep)
+    self.checkpoints = Checkpoints(choose_directory(self.workdir, job.config, run=self.id), **keep)
     self.evaluations: dict[str, dict[str, float]] = {}
     self.outcome: Result | RunFailed | None = None
 
   def begin(self, step: int, inherited: list[dict]) -> None:
     """Opens the run's files at `step`."""
     if is_first():
-      record = folder.config_record(self.config, run=self.id, data=dict(self.source.info))
+      elsewhere = str(self.checkpoints.directory) if self.config.checkpoint.dir else ""
+      record = folder.config_record(self.config, run=self.id, data=dict(self.source.info), checkpoints=elsewhere)
       write_json(self.workdir / "config.json", record)
     self.record = Record(self.workdir, config=self.config, run=self.id, task=self.task, step=step, inherited=inherited)
     self.checkpoints.remember({row["step"]: row["loss"] for row in self.record.rows if row["split"] == "eval"})
@@ -332,7 +341,8 @@ class _Run:
   def fail(self, error: Exception) -> None:
     """Marks the run failed, unless it has ended."""
     if self.outcome is None:
-      self.record.status("failed", error=str(error))
+      with suppress(OSError):  # where the disk is full, the file goes on saying what it said
+        self.record.status("failed", error=str(error))
       self.outcome = RunFailed(f"{error}; see {self.workdir}")
 
 
@@ -355,7 +365,7 @@ def _begin(run: _Run, programs: Programs) -> tuple[TrainState, list[dict]]:
   config, abstract, trunk = run.config, programs.abstract_state, run.job.trunk
   if trunk is not None:
     step = branch_step(config.schedule, steps=config.steps)
-    state, problem = load_checkpoint(trunk.workdir / "checkpoints", step, abstract=abstract)
+    state, problem = load_checkpoint(held_directory(trunk.workdir), step, abstract=abstract)
     if problem is not None:
       raise RunFailed(f"the trunk {trunk.run} has no good checkpoint of step {step} ({problem})")
     rows = read_rows(trunk.workdir / "metrics.jsonl")
@@ -371,7 +381,7 @@ def _begin(run: _Run, programs: Programs) -> tuple[TrainState, list[dict]]:
 
 def _warm_start(state: TrainState, abstract: TrainState, *, other: Path) -> TrainState:
   """`state` with the parameters and model state of the newest checkpoint of another run's workdir."""
-  held = Checkpoints(other / "checkpoints", keep=1)
+  held = Checkpoints(held_directory(other), keep=1)
   for step in reversed(held.steps()):
     loaded, problem = load_checkpoint(held.directory, step, abstract=abstract)
     if problem is None:

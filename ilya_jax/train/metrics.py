@@ -15,8 +15,12 @@ Row = Mapping[str, Any]
 def write_json(path: Path, value: Any) -> None:
   """Writes JSON atomically: a reader sees the old file or the new one."""
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
-  os.replace(temporary, path)
+  try:
+    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+    os.replace(temporary, path)
+  except OSError:
+    temporary.unlink(missing_ok=True)
+    raise
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
