@@ -11,7 +11,7 @@ from ilya_jax.scaling.curves import Run
 from ilya_jax.scaling.drawing import short
 from ilya_jax.train.metrics import clock
 
-_GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ"}
+_GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "eta": "η"}
 
 
 class Row(NamedTuple):
@@ -112,7 +112,7 @@ def symbol(name: str) -> Markup:
 def equation(text: str) -> Markup:
   """An equation of `laws.FORMS` with raised exponents, indices and Greek letters."""
 
-  pieces = re.split(r"\^\(([^()]*)\)|\^(\w+)", text)  # plain, exponent in brackets or None, exponent or None, plain, …
+  pieces = re.split(r"\^\(([^()]*)\)|\^(-?\w+)", text)  # plain, exponent in brackets or None, exponent or None, plain, …
   shown = Markup("")
   for k, piece in enumerate(pieces):
     if piece is not None:

@@ -31,6 +31,7 @@ from ilya_jax.scaling.table import Table
 
 Array = np.ndarray
 
+_AUTO = tuple(name for name in FORMS if name != "overtraining")  # which is the tied form in other variables
 _JOINT = tuple(name for name, form in FORMS.items() if len(form.variables) == 2)
 
 
@@ -92,7 +93,7 @@ def fit_table(table: Table, options: Options) -> FittedTable:
   laws: dict[str, FittedLaw] = {}
   records: dict[str, dict[str, Any]] = {}
   skipped = {}
-  for name in FORMS if auto else [name.strip() for name in options.form.split(",")]:
+  for name in _AUTO if auto else [name.strip() for name in options.form.split(",")]:
     rows = rows_of_form(table, kept, name) if auto else kept
     if auto and (reason := lacking(table, rows, name)) is not None:
       skipped[name] = reason

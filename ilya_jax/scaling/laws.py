@@ -1,8 +1,9 @@
 """Scaling laws as a table: for each form its equation, its source, and one pure function with its gradient.
 
 Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, eqs. 1.1, 1.2, 1.3/3.3 and 1.5; Hoffmann et al. 2022,
-https://arxiv.org/abs/2203.15556, eq. 10 (fitted in approach 3). Losses are nats per token or per byte, N parameters,
-D tokens, C training FLOP; every form falls in all of its variables and all of its parameters are positive.
+https://arxiv.org/abs/2203.15556, eq. 10 (fitted in approach 3); Gadre et al. 2024, https://arxiv.org/abs/2403.08540, eq. 4;
+Videau et al. 2026 (the coupled form). Losses are nats per token or per byte, N parameters, D tokens, C training FLOP; every
+form falls in all of its variables and all of its parameters are positive.
 
 A form's function works in internal coordinates `theta`, one per parameter, which are near 1 and nearly uncorrelated
 where the printed constants are neither (N_c is an extrapolation to a loss of one nat). With x the logarithm of a
@@ -15,7 +16,8 @@ variable minus its mean over the table (the centre):
 | scale of (X_c/X)^e | N_c | ln of its term at the centre, alpha_N * (ln N_c - mean(ln N)) |
 | exponent | alpha | alpha |
 
-`encode` and `decode` convert; with a centre of zero the same functions evaluate a law at printed constants.
+`encode` and `decode` convert; with a centre of zero the same functions evaluate a law at printed constants. A form whose
+paper prints other constants than these says how they follow from each other (`Reprint`).
 
 Axis letters: S parameter vectors, n rows of the table, P parameters.
 """
@@ -43,12 +45,22 @@ class Parameter(NamedTuple):
   exponent: str = ""
 
 
+class Reprint(NamedTuple):
+  """Constants that a paper prints in place of those of the table above: their names, one for each parameter in its order,
+  what makes them of the latter, and back."""
+
+  names: tuple[str, ...]
+  make: Callable[[Mapping[str, Any]], dict[str, Any]]
+  back: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
 class Form(NamedTuple):
   """A law: how it is written, where it is from, and what it computes.
 
   variables: which of N, D, C it takes. parameters: the printed constants, in the order of `theta`.
   log_loss: (theta [S, P], logs {variable: [n]}) -> (ln L [S, n], its derivative with respect to theta [S, P, n]).
   outer: name of the exponent applied to the whole bracket (Kaplan's alpha_D), "" where the terms just add.
+  reprint: the constants to print, where they are others.
   """
 
   name: str
@@ -58,15 +70,21 @@ class Form(NamedTuple):
   parameters: tuple[Parameter, ...]
   log_loss: Callable[[Array, Logs], tuple[Array, Array]]
   outer: str = ""
+  reprint: Reprint | None = None
 
   @property
   def names(self) -> tuple[str, ...]:
     """The printed names of the parameters, in the order of `theta`."""
-    return tuple(parameter.name for parameter in self.parameters)
+    return self.reprint.names if self.reprint else tuple(parameter.name for parameter in self.parameters)
+
+  @property
+  def exponents(self) -> tuple[str, ...]:
+    """The printed names of those that are exponents."""
+    return tuple(name for name, own in zip(self.names, self.parameters, strict=True) if own.kind == "exponent")
 
   def column(self, name: str) -> int:
-    """The column of `theta` that holds the parameter of this name."""
-    return self.names.index(name)
+    """The column of `theta` that holds the parameter of this name in `parameters`."""
+    return [parameter.name for parameter in self.parameters].index(name)
 
   def decode(self, theta: Array, centre: Mapping[str, float]) -> dict[str, Array]:
     """Printed constants from internal coordinates.
@@ -82,11 +100,12 @@ class Form(NamedTuple):
         value = value + exponent * shift if parameter.kind == "coefficient" else shift + value / exponent
         value = np.exp(np.clip(value, -LARGEST_LOGARITHM, LARGEST_LOGARITHM))
       values[parameter.name] = value
-    return values
+    return self.reprint.make(values) if self.reprint else values
 
   def encode(self, values: Mapping[str, Any], centre: Mapping[str, float]) -> Array:
     """Internal coordinates [..., P] from printed constants (name -> number or array): the inverse of `decode`."""
     columns = []
+    values = self.reprint.back(values) if self.reprint else values
     for parameter in self.parameters:
       value = np.asarray(values[parameter.name], np.float64)
       if parameter.kind in ("coefficient", "scale"):
@@ -148,6 +167,51 @@ def _chinchilla(theta: Array, logs: Logs) -> tuple[Array, Array]:
   return np.log(loss), np.stack([1.0 / loss, share_n, share_d, -n * share_n, -d * share_d], axis=1)
 
 
+def _tied(theta: Array, logs: Logs) -> tuple[Array, Array]:
+  """ln L of E + A/N^alpha + B/D^alpha, theta = (E, ln of the N term, ln of the D term, alpha)."""
+  log_loss, jacobian = _chinchilla(theta[:, [0, 1, 2, 3, 3]], logs)
+  return log_loss, np.concatenate([jacobian[:, :3], jacobian[:, 3:].sum(1, keepdims=True)], axis=1)
+
+
+def _coupled(theta: Array, logs: Logs) -> tuple[Array, Array]:
+  """ln L of E + A [N^-a + R D^-b]^k; theta = (E, ln of the bracket's part at infinite D, at infinite N, a k, b k, k).
+
+  With alpha = a k and beta = b k the reducible part is [(A^(1/k) N^(-alpha/k)) + (A R^k)^(1/k) D^(-beta/k)]^k.
+  """
+  n, d = logs["N"], logs["D"]
+  log_n, log_d, alpha, beta, k = (theta[:, j, None] for j in range(1, 6))
+  z, y = (log_n - alpha * n) / k, (log_d - beta * d) / k
+  total = np.logaddexp(z, y)
+  share_n, share_d = np.exp(z - total), np.exp(y - total)
+  outer = total - share_n * z - share_d * y
+  jacobian = np.stack([share_n, share_d, -n * share_n, -d * share_d, outer], axis=1)
+  return _with_floor(theta[:, :1], k * total, jacobian)
+
+
+def _gadre(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Constants in compute C = 6 N D and tokens per parameter M = D/N, of those of the tied form."""
+  eta = values["alpha"] / 2
+  return {"E": values["E"], "a": values["A"] * 6.0**eta, "b": values["B"] * 6.0**eta, "eta": eta}
+
+
+def _from_gadre(values: Mapping[str, Any]) -> dict[str, Any]:
+  eta = np.asarray(values["eta"], np.float64)
+  return {"E": values["E"], "A": values["a"] / 6.0**eta, "B": values["b"] / 6.0**eta, "alpha": 2 * eta}
+
+
+def _videau(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Constants of the bracket, of the two terms A N^-alpha and B D^-beta that it makes where the other one is nothing."""
+  k = values["k"]
+  with np.errstate(over="ignore", under="ignore"):
+    ratio = np.exp(np.clip((np.log(values["B"]) - np.log(values["A"])) / k, -LARGEST_LOGARITHM, LARGEST_LOGARITHM))
+  return {"E": values["E"], "A": values["A"], "R": ratio, "a": values["alpha"] / k, "b": values["beta"] / k, "k": k}
+
+
+def _from_videau(values: Mapping[str, Any]) -> dict[str, Any]:
+  A, R, k = (np.asarray(values[name], np.float64) for name in ("A", "R", "k"))
+  return {"E": values["E"], "A": A, "B": A * R**k, "alpha": values["a"] * k, "beta": values["b"] * k, "k": k}
+
+
 def _kaplan_nd(theta: Array, logs: Logs) -> tuple[Array, Array]:
   """ln L of [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D.
 
@@ -180,6 +244,19 @@ _JOINT = (
   Parameter("D_c", "scale", "D", "alpha_D"),
   Parameter("alpha_N", "exponent"),
   Parameter("alpha_D", "exponent"),
+)
+_TWO_TERMS = (
+  _FLOOR,
+  Parameter("A", "coefficient", "N", "alpha"),
+  Parameter("B", "coefficient", "D", "beta"),
+  Parameter("alpha", "exponent"),
+  Parameter("beta", "exponent"),
+)
+_ONE_EXPONENT = (
+  _FLOOR,
+  Parameter("A", "coefficient", "N", "alpha"),
+  Parameter("B", "coefficient", "D", "alpha"),
+  Parameter("alpha", "exponent"),
 )
 
 FORMS: Mapping[str, Form] = {
@@ -232,14 +309,35 @@ FORMS: Mapping[str, Form] = {
       "L(N, D) = E + A/N^alpha + B/D^beta",
       "Hoffmann et al. 2022, eq. 10",
       ("N", "D"),
-      (
-        _FLOOR,
-        Parameter("A", "coefficient", "N", "alpha"),
-        Parameter("B", "coefficient", "D", "beta"),
-        Parameter("alpha", "exponent"),
-        Parameter("beta", "exponent"),
-      ),
+      _TWO_TERMS,
       _chinchilla,
+    ),
+    Form(
+      "chinchilla_tied",
+      "L(N, D) = E + A/N^alpha + B/D^alpha",
+      "Hoffmann et al. 2022, eq. 10, with equal exponents",
+      ("N", "D"),
+      _ONE_EXPONENT,
+      _tied,
+    ),
+    Form(
+      "coupled",
+      "L(N, D) = E + A [N^-a + R D^-b]^k",
+      "Videau et al. 2026; k = 1 is Chinchilla, b = 1 Kaplan et al. 2020, eq. 1.5, with a floor",
+      ("N", "D"),
+      (*_TWO_TERMS, Parameter("k", "exponent")),
+      _coupled,
+      "k",
+      Reprint(("E", "A", "R", "a", "b", "k"), _videau, _from_videau),
+    ),
+    Form(
+      "overtraining",
+      "L(N, D) = E + (a M^eta + b M^-eta) C^-eta, M = D/N, C = 6 N D",
+      "Gadre et al. 2024, eq. 4: the tied form in other variables",
+      ("N", "D"),
+      _ONE_EXPONENT,
+      _tied,
+      reprint=Reprint(("E", "a", "b", "eta"), _gadre, _from_gadre),
     ),
     Form(
       "power_floor",

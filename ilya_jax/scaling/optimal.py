@@ -1,8 +1,9 @@
 """Compute-optimal allocation: which N and D give a law's lowest loss at C = 6 N D, in closed form and by minimisation.
 
-A law that is increasing in A N^-alpha + B D^-beta (Chinchilla; Kaplan's 1.5 with alpha = alpha_N/alpha_D, A = N_c^alpha,
-B = D_c, beta = 1, with a floor or without) has its optimum at N* = G (C/6)^(beta/(alpha+beta)), D* = (C/6)/N*, with
-G = (alpha A/(beta B))^(1/(alpha+beta)) (Hoffmann et al. 2022, eq. 4, https://arxiv.org/abs/2203.15556).
+A law that is increasing in A N^-alpha + B D^-beta has its optimum at N* = G (C/6)^(beta/(alpha+beta)), D* = (C/6)/N*, with
+G = (alpha A/(beta B))^(1/(alpha+beta)) (Hoffmann et al. 2022, eq. 4, https://arxiv.org/abs/2203.15556). So are Chinchilla, tied
+or not; over-training (alpha = beta = 2 eta); coupled (A = 1, B = R); and Kaplan's 1.5 with a floor or without (alpha =
+alpha_N/alpha_D, A = N_c^alpha, B = D_c, beta = 1).
 """
 
 from collections.abc import Mapping
@@ -83,6 +84,12 @@ def _terms(form: str, parameters: Mapping[str, Any]) -> tuple[Any, Any, Any, Any
   p = parameters
   if form == "chinchilla":
     return p["alpha"], np.log(p["A"]), p["beta"], np.log(p["B"])
+  if form == "chinchilla_tied":
+    return p["alpha"], np.log(p["A"]), p["alpha"], np.log(p["B"])
+  if form == "overtraining":  # 6^-eta is common to both
+    return 2 * p["eta"], np.log(p["a"]), 2 * p["eta"], np.log(p["b"])
+  if form == "coupled":
+    return p["a"], np.zeros_like(p["a"]), p["b"], np.log(p["R"])
   if form in ("kaplan_nd", "kaplan_nd_floor"):
     alpha = p["alpha_N"] / p["alpha_D"]
     return alpha, alpha * np.log(p["N_c"]), np.ones_like(alpha), np.log(p["D_c"])

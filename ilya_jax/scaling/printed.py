@@ -6,6 +6,7 @@ from typing import Any
 
 from ilya_jax.scaling.document import variables
 from ilya_jax.scaling.drawing import short
+from ilya_jax.scaling.laws import FORMS
 from ilya_jax.scaling.sections import Family
 
 _HEADER = ("family", "law", "exponents [95 % interval]", "held-out loss [95 % band]", "error")
@@ -62,7 +63,7 @@ def exponents(form: Mapping[str, Any]) -> str:
   """The exponents of a form with their intervals, in one line."""
   parts = []
   for name, value in form["parameters"].items():
-    if name.startswith(("alpha", "beta")):
+    if name in FORMS[form["form"]].exponents:
       known = (form.get("intervals") or {}).get(name, {})
       parts.append(f"{name} {_with_interval(value, known.get('low'), known.get('high'))}")
       if known.get("identified") is False:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from ilya_jax.scaling import document, drawing, plots
 from ilya_jax.scaling.document import Part, Picture, Section, percent
 from ilya_jax.scaling.families import Family
+from ilya_jax.scaling.laws import FORMS
 
 Draw = Callable[[str, Figure, str, str], Picture]  # (name of the file, figure, title, caption) -> what the report shows
 
@@ -154,7 +155,7 @@ def _resample_figure(family: Family, draw: Draw) -> list[Picture]:
   if best is None or law is None or law.draws is None:
     return []
   parameters = best["parameters"]
-  powers = [name for name in parameters if name.startswith(("alpha", "beta"))]
+  powers = FORMS[best["form"]].exponents
   pairs = [(powers[0], powers[1])] if len(powers) > 1 else []
   if "E" in parameters:
     pairs.append((powers[0], "E"))

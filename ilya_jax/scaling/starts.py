@@ -17,7 +17,7 @@ from ilya_jax.scaling.objectives import Points
 Array = np.ndarray
 
 SMALLEST_EXPONENT, LARGEST_EXPONENT = 1e-3, 10.0
-_GRID = {1: 128, 2: 32}  # points an axis, by the number of exponents
+_GRID = {1: 128, 2: 32, 3: 14}  # points an axis, by the number of exponents
 _FLOORS = (0.0, 0.2, 0.4, 0.6, 0.75, 0.9, 0.97)  # of the smallest loss, where the floor is not linear
 
 
@@ -79,7 +79,7 @@ def projected_starts(form: Form, points: Points) -> Array:
   for parameter in form.parameters:
     if parameter.kind == "floor":
       place[parameter.name] = floor[:, 0] if form.outer else np.exp(solution[:, -1])
-  return np.stack([place[name] for name in form.names], axis=-1)
+  return np.stack([place[parameter.name] for parameter in form.parameters], axis=-1)
 
 
 def _non_negative(design: Array, target: Array) -> Array:

@@ -12,6 +12,9 @@ PRINTED = {  # constants that are all identified on the table below
   "kaplan_nd": {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103},
   "kaplan_nd_floor": {"E": 1.2, "N_c": 6.4e11, "D_c": 1.8e11, "alpha_N": 0.2, "alpha_D": 0.3},
   "chinchilla": {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28},
+  "chinchilla_tied": {"E": 1.69, "A": 406.4, "B": 1410.7, "alpha": 0.31},
+  "coupled": {"E": 1.4, "A": 90.0, "R": 3.0, "a": 0.33, "b": 0.36, "k": 0.8},
+  "overtraining": {"E": 1.69, "a": 260.0, "b": 520.0, "eta": 0.14},
   "power_floor": {"E": 1.5, "N_c": 1e9, "alpha_N": 0.3},
 }
 CENTRE = {"N": 18.0, "D": 22.0, "C": 42.0}
@@ -74,6 +77,32 @@ def test_written_formulas():
   p = PRINTED["kaplan_nd_floor"]
   bracket = (p["N_c"] / N) ** (p["alpha_N"] / p["alpha_D"]) + p["D_c"] / D
   np.testing.assert_allclose(FORMS["kaplan_nd_floor"].loss(p, N=N, D=D), p["E"] + bracket ** p["alpha_D"], rtol=1e-12)
+
+
+def test_forms_that_contain_each_other_agree():
+  N, D = np.array([3e6, 2e9]), np.array([5e8, 7e10])
+  p = PRINTED["chinchilla"]
+  ratio = p["B"] / p["A"]
+  coupled = {"E": p["E"], "A": p["A"], "R": ratio, "a": p["alpha"], "b": p["beta"], "k": 1.0}
+  np.testing.assert_allclose(
+    FORMS["coupled"].loss(coupled, N=N, D=D), FORMS["chinchilla"].loss(p, N=N, D=D), rtol=1e-12
+  )
+  p = PRINTED["kaplan_nd_floor"]
+  a = p["alpha_N"] / p["alpha_D"]
+  A, R = p["N_c"] ** p["alpha_N"], p["D_c"] * p["N_c"] ** -a
+  coupled = {"E": p["E"], "A": A, "R": R, "a": a, "b": 1.0, "k": p["alpha_D"]}
+  kaplan = FORMS["kaplan_nd_floor"].loss(p, N=N, D=D)
+  np.testing.assert_allclose(FORMS["coupled"].loss(coupled, N=N, D=D), kaplan, rtol=1e-12)
+  p = PRINTED["chinchilla_tied"]
+  free = FORMS["chinchilla"].loss({**p, "beta": p["alpha"]}, N=N, D=D)
+  np.testing.assert_allclose(FORMS["chinchilla_tied"].loss(p, N=N, D=D), free, rtol=1e-12)
+  p = PRINTED["overtraining"]
+  C, M = 6 * N * D, D / N
+  written = p["E"] + (p["a"] * M ** p["eta"] + p["b"] * M ** -p["eta"]) * C ** -p["eta"]
+  np.testing.assert_allclose(FORMS["overtraining"].loss(p, N=N, D=D), written, rtol=1e-12)
+  p = PRINTED["coupled"]
+  written = p["E"] + p["A"] * (N ** -p["a"] + p["R"] * D ** -p["b"]) ** p["k"]
+  np.testing.assert_allclose(FORMS["coupled"].loss(p, N=N, D=D), written, rtol=1e-12)
 
 
 def test_kaplan_joint_law_tends_to_its_one_variable_laws():
