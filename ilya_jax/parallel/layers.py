@@ -25,11 +25,14 @@ def length(layers: Layers) -> int:
   return layers.layers.length if isinstance(layers.layers, Stack) else len(layers.layers)
 
 
-def keeper(layers: Layers, mesh: Mesh | None, *, leading: int = 0) -> Callable[[PyTree], PyTree]:
-  """What constrains the activations between the layers, after `leading` other axes; nothing on a single device."""
+def keeper(
+  layers: Layers, mesh: Mesh | None, *, leading: int = 0, first: str | None = None
+) -> Callable[[PyTree], PyTree]:
+  """What constrains the activations between the layers, after `leading` other axes, the first of which may be split over the
+  mesh axis `first`; nothing on a single device."""
   if mesh is None or mesh.size == 1:
     return lambda x: x
-  return functools.partial(split_batch, mesh=mesh, axis=leading + layers.batch_axis)
+  return functools.partial(split_batch, mesh=mesh, axis=leading + layers.batch_axis, first=first)
 
 
 def own_state(model_state: Mapping[str, Any], name: str) -> dict[str, Any]:

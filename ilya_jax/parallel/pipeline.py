@@ -119,7 +119,8 @@ def pipelined(layers: Layers, *, mesh: Mesh, plan: Plan, rules: Rules = ()) -> C
     y, state = _run(cells, cells.wrap(x), keys, mesh=mesh, plan=plan, keep_all=keep_all)
     for name, own in cells.split(state).items():
       model_state = with_state(model_state, name, own)
-    y = keep_all(cells.unwrap(y))
+    # Each stage has its share of the micro-batches, where their number allows it, and computes the loss of these alone.
+    y = keeper(layers, mesh, leading=1, first=None if micro % stages else STAGE)(cells.unwrap(y))
     scalars, metrics = jax.vmap(after, in_axes=(None, 0, 0, 0))(params, y, batches, fold(keys, count + 1))
     return scalars.mean(), (jax.tree.map(lambda leaf: leaf.sum(0), dict(metrics)), model_state)
 

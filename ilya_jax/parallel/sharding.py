@@ -46,15 +46,23 @@ def gathered(params: PyTree, *, rules: Rules, mesh: Mesh | None, prefix: str = "
     return params
   current = jax.sharding.get_abstract_mesh()  # inside a shard_map it knows which axes are manual there
 
-  def whole(axis):
-    names = tuple(
-      name for name in (axis if isinstance(axis, tuple) else (axis,)) if name not in (None, "fsdp", "stage")
-    )
+  def kept(axis, dropped):
+    names = tuple(name for name in (axis if isinstance(axis, tuple) else (axis,)) if name not in (None, *dropped))
     return names or None
 
-  rules = tuple((regex, PartitionSpec(*map(whole, spec))) for regex, spec in rules)
-  laid = shardings(params, rules=rules, mesh=mesh if current.empty else current, prefix=prefix, row=row)
-  return jax.lax.with_sharding_constraint(params, laid)
+  def layout(*dropped):
+    own = tuple((regex, PartitionSpec(*(kept(axis, dropped) for axis in spec))) for regex, spec in rules)
+    return shardings(params, rules=own, mesh=mesh if current.empty else current, prefix=prefix, row=row)
+
+  whole, stored = layout("fsdp", "stage"), layout("stage")
+
+  # A layer's gradients go back to where its parameters lie; left to itself the derivative asks for whole ones, summed on every
+  # device. Those of the embeddings are asked for whole: else XLA moves activations to where they are summed.
+  back = stored if prefix else whole
+  constrain = jax.lax.with_sharding_constraint
+  gather = jax.custom_vjp(lambda params: constrain(params, whole))
+  gather.defvjp(lambda params: (constrain(params, whole), None), lambda _, cotangent: (constrain(cotangent, back),))
+  return gather(params)
 
 
 def _divides(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...] | None, size: int) -> bool:
