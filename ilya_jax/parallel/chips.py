@@ -110,6 +110,7 @@ def slice_devices(topology: Topology) -> Sequence[Any]:
 
   chip = topology.spec
   settings = {  # without them libtpu looks for a TPU of this machine, and says at length that it finds none
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling takes no TPU away from another process
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": f"{chip.accelerator}-{topology.size * chip.cores}",
     "TPU_WORKER_HOSTNAMES": "localhost",

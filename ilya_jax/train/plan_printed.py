@@ -131,12 +131,13 @@ def print_ranking(ranked: Ranking, *, rows: int = 10) -> None:
   print(f" ({'; '.join(f'{n}: {reason}' for reason, n in list(ranked.skipped.items())[:3])})" if ranked.skipped else "")
   if found:
     print(
-      f"{'data':>5}{'fsdp':>6}{'tensor':>8}{'stage':>7}{'micro':>7}{'GiB':>8}{'arithm.':>9}{'memory':>9}{'links':>9}  s a step"
+      f"{'data':>5}{'fsdp':>6}{'tensor':>8}{'stage':>7}{'parts':>8}{'GiB':>8}{'arithm.':>9}{'memory':>9}{'links':>9}  s a step"
     )
   for one in ranked.fitting[:rows]:
     sizes, roof = one.sizes, one.roof
+    parts = f"{one.config.accumulate} x {one.config.pipeline.microbatches}"
     print(
-      f"{sizes['data']:5}{sizes['fsdp']:6}{sizes['tensor']:8}{sizes['stage']:7}{one.micro:7}{one.memory / _GIB:8.2f}"
+      f"{sizes['data']:5}{sizes['fsdp']:6}{sizes['tensor']:8}{sizes['stage']:7}{parts:>8}{one.memory / _GIB:8.2f}"
       f"{roof.compute:9.3g}{roof.memory:9.3g}{roof.links:9.3g}  {roof.step:.3g}"
     )
 
@@ -168,6 +169,7 @@ def record(found: Report, *, command: str, tokens: float) -> dict[str, Any]:
     "mesh": {axis: int(compiled.mesh.shape[axis]) for axis in AXES},
     "accumulate": found.config.accumulate,
     "microbatches": found.config.pipeline.microbatches,
+    "remat": bool(found.config.execution.get("remat", False)),
     "units_per_step": counts.units_per_step,
     "parameters": counts.n_total,
     "fits": compiled.fits,
@@ -193,3 +195,33 @@ def write_records(found: Sequence[Report], *, command: str, tokens: float) -> No
   rows = [*kept, *(record(one, command=command, tokens=tokens) for one in found)]
   RECORDS.write_text(json.dumps(rows, indent=1) + "\n")
   print(f"\n{RECORDS}: {len(rows)} plans")
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+  """RECORDS as the table of README.md."""
+  lines = [
+    "| slice | mesh, cuts of the batch | GiB a chip | sent by a chip, GB a step: gather / scatter / sum / permute | seconds a step:"
+    " arithmetic, memory, links | tokens/s, of peak |",
+    "|---|---|---|---|---|---|",
+  ]
+  for one in records:
+    mesh = " × ".join(f"{axis} {n}" for axis, n in one["mesh"].items() if n > 1)
+    cuts = [
+      f"{one[name]} {text}"
+      for name, text in (("accumulate", "accumulated"), ("microbatches", "micro-batches"))
+      if one[name] > 1
+    ]
+    sent = " / ".join(
+      f"{one['sent'][kind] / 1e9:.1f}" for kind in ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
+    )
+    seconds, remat = one["seconds"], "" if one["remat"] else ", layers keep all"
+    cells = (
+      one["topology"],
+      ", ".join([mesh, *cuts]) + remat,
+      f"{one['bytes'] / _GIB:.1f} of {one['bytes_available'] / _GIB:.1f}",
+      sent,
+      ", ".join(f"{seconds[name]:.2f}" for name in ("compute", "memory", "links")),
+      f"{one['units_per_second']:,.0f}, {one['mfu_bound']:.0%}",
+    )
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)

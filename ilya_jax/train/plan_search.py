@@ -3,8 +3,8 @@
 Letters: B batch, b examples of a micro-batch on one chip, M micro-batches, K stages, V cells a stage, L layers, t tensor shards,
 x bytes of activations between two layers and r bytes that a layer keeps for its backward pass, both per example.
 Memory: the train state as the rules lay it out, gradients of that size (twice with several micro-batches), the largest layer
-and everything outside the layers gathered, activations (x for each layer and r of one where layers recompute, L r where not; a
-pipeline keeps x for every tick), and what the loss keeps.
+and everything outside the layers gathered, what is kept for the backward pass (x for each layer where layers recompute, r where
+not; a pipeline keeps x for every tick), and the larger of what the loss and one layer or cell need while their derivative is taken.
 Time: the roofline of `ilya_jax.train.roofline` with traffic and collectives by formula: parameters of a layer are gathered over
 `fsdp` in every pass over it and their gradients scattered; gradients are summed over `data`; four sums of activations a layer go
 over `tensor` (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 3), two more where layers recompute; activations
@@ -61,11 +61,10 @@ class Facts(NamedTuple):
 
 
 class Estimate(NamedTuple):
-  """A candidate: its config, the sizes of its mesh, micro-batches, bytes a chip needs, and the times."""
+  """A candidate: its config, the sizes of its mesh, bytes a chip needs, and the times."""
 
   config: ConfigDict
   sizes: Mapping[str, int]
-  micro: int
   memory: float
   roof: Roofline
 
@@ -133,13 +132,11 @@ def candidates(config: ConfigDict, facts: Facts, *, topology: Topology, devices:
       skipped[reason] += 1
       continue
     mesh = None
-    for parts in _powers(config.batch_size):
-      candidate = with_mesh(config, sizes, micro=parts)
+    for accumulate, micro in cuts(config, sizes):
+      candidate = with_mesh(config, sizes, accumulate=accumulate, micro=micro)
       try:
         check(candidate, facts)
-        mesh = mesh or make_mesh(candidate.mesh, batch_size=config.batch_size, accumulate=parts, devices=devices)
-        if config.batch_size % (sizes["data"] * sizes["fsdp"] * parts):
-          break  # no larger number of micro-batches divides it either
+        mesh = mesh or make_mesh(candidate.mesh, batch_size=config.batch_size, devices=devices)
       except UserError as error:
         skipped[str(error).split(";")[0]] += 1
         break
@@ -153,6 +150,17 @@ def candidates(config: ConfigDict, facts: Facts, *, topology: Topology, devices:
   return Ranking(fitting, len(found) - len(fitting), skipped, advice)
 
 
+def cuts(config: ConfigDict, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
+  """(accumulated parts, micro-batches of the pipeline): powers of two into which the batch can be cut on a mesh; a pipeline
+  has at least as many micro-batches as stages, but for small batches. (1, 1) where the batch does not even divide."""
+  rows = config.batch_size // (sizes["data"] * sizes["fsdp"])
+  if config.batch_size % (sizes["data"] * sizes["fsdp"]):
+    return [(1, 1)]
+  powers = [part for part in _powers(rows) if rows % part == 0]
+  micro = [part for part in powers if part >= sizes["stage"]] or powers[-1:] if sizes["stage"] > 1 else [1]
+  return [(one, other) for one in powers for other in micro if rows % (one * other) == 0]
+
+
 def _factors(product: int, count: int) -> list[tuple[int, ...]]:
   """All ways to write `product` as `count` factors in order."""
   if count == 1:
@@ -164,13 +172,11 @@ def _powers(limit: int) -> list[int]:
   return [2**k for k in range(limit.bit_length()) if 2**k <= limit]
 
 
-def with_mesh(config: ConfigDict, sizes: Mapping[str, int], *, micro: int) -> ConfigDict:
-  """The config on a mesh of these sizes, its batch in so many micro-batches: of the pipeline where there are stages, else
-  accumulated."""
+def with_mesh(config: ConfigDict, sizes: Mapping[str, int], *, accumulate: int = 1, micro: int = 1) -> ConfigDict:
+  """The config on a mesh of these sizes, its batch accumulated in parts, each of them in micro-batches of the pipeline."""
   changed = ConfigDict(config.to_dict())
   changed.mesh.update(sizes)
-  changed.accumulate = 1 if sizes["stage"] > 1 else micro
-  changed.pipeline.microbatches = micro if sizes["stage"] > 1 else 1
+  changed.accumulate, changed.pipeline.microbatches = accumulate, micro
   return changed.lock()
 
 
@@ -211,7 +217,7 @@ def estimate(config: ConfigDict, facts: Facts, *, mesh: Mesh, topology: Topology
   flops = chip_flops(config, facts.task, mesh=sizes, busiest=share.busiest)
   links = sum(bytes_ / _rate(mesh, axis, topology) for axis, bytes_ in share.sent().items() if bytes_)
   roof = roofline(flops.total, share.traffic(), links, topology=topology, passes=matmul_passes(config))
-  return Estimate(config, sizes, share.parts, share.memory(), roof)
+  return Estimate(config, sizes, share.memory(), roof)
 
 
 def _rate(mesh: Mesh, axis: str, topology: Topology) -> float:
@@ -263,16 +269,16 @@ class _Share:
     gradients = self.params * (2 if self.config.accumulate > 1 else 1)
     gathered = self.inside * self.stages / self.layers + self.outside * 3
     per_cell = self.layers / self.cells * self.busiest
-    kept = sum(facts.kept) / self.layers * b / self.tensor  # of a layer
     x = facts.between * b
-    inside_cell = per_cell * x + max(facts.kept) * b / self.tensor if self.remat else per_cell * kept
-    if self.stages == 1:
-      activations, at_end = inside_cell, b
-    elif self.cell_remat:
-      activations, at_end = (self.ticks + 3 * self.parts) * x + inside_cell, self.rows / self._heads()
-    else:
-      activations, at_end = (self.ticks + 3 * self.parts) * x + self.ticks * inside_cell, self.rows / self._heads()
-    return self.state + gradients + gathered + activations + 2 * facts.loss * at_end / self.tensor
+    one, mean = (of(facts.kept) * b / self.tensor for of in (max, lambda kept: sum(kept) / self.layers))
+    # (kept until the backward pass comes to a cell, needed while it is there) of a cell's layers
+    kept, there = (per_cell * x, one) if self.remat else (per_cell * mean, 0.0)
+    if self.stages > 1:
+      kept, there = (0.0, kept + there) if self.cell_remat else (self.ticks * kept, there)
+      kept += (self.ticks + 3 * self.config.pipeline.microbatches) * x
+    rows = b if self.stages == 1 else self.rows / self.config.accumulate / self._heads()
+    loss = 2 * facts.loss * rows / self.tensor
+    return self.state + gradients + gathered + kept + max(there, loss)
 
   def _heads(self) -> int:
     """Over how many stages the loss is spread."""
@@ -314,24 +320,19 @@ def suggestion(
 ) -> str:
   """One change with which the step should fit: the first whose estimate, scaled by what this one's was off, does."""
   sizes = dict(mesh.shape)
-  micro = config.accumulate * config.pipeline.microbatches
-  off = needed / estimate(with_mesh(config, sizes, micro=micro), facts, mesh=mesh, topology=topology).memory
+  now = {"accumulate": config.accumulate, "micro": config.pipeline.microbatches}
+  off = needed / estimate(with_mesh(config, sizes, **now), facts, mesh=mesh, topology=topology).memory
   changes: list[tuple[str, ConfigDict]] = []
   if facts.task.layers is not None and not config.execution.get("remat", True):
     changed = ConfigDict(config.to_dict())
     changed.execution.remat = True
-    changes.append(("--config.execution.remat=true", with_mesh(changed, sizes, micro=micro)))
-  field = "pipeline.microbatches" if sizes["stage"] > 1 else "accumulate"
-  changes += [
-    (f"--config.{field}={parts}", with_mesh(config, sizes, micro=parts))
-    for parts in _powers(config.batch_size)
-    if parts > micro
-  ]
+    changes.append(("--config.execution.remat=true", with_mesh(changed, sizes, **now)))
+  for field, name in (("pipeline.microbatches", "micro"), ("accumulate", "accumulate"))[sizes["stage"] == 1 :]:
+    more = [part for part in _powers(config.batch_size) if part > now[name]]
+    changes += [(f"--config.{field}={part}", with_mesh(config, sizes, **{**now, name: part})) for part in more]
   if sizes["data"] > 1:
     sharded = {**sizes, "data": 1, "fsdp": sizes["data"] * sizes["fsdp"]}
-    changes.append(
-      (f"--config.mesh.data=1 --config.mesh.fsdp={sharded['fsdp']}", with_mesh(config, sharded, micro=micro))
-    )
+    changes.append((f"--config.mesh.data=1 --config.mesh.fsdp={sharded['fsdp']}", with_mesh(config, sharded, **now)))
   for text, changed in changes:
     parts = changed.accumulate * changed.pipeline.microbatches
     try:

@@ -168,7 +168,10 @@ def test_the_search_leaves_out_what_the_step_would_refuse():
     config, facts_of(config, task, source), topology=parse_topology("v5e:4x4"), devices=devices("v5e:4x4")
   )
   assert not any(one.sizes["stage"] > 3 or one.sizes["tensor"] > 2 for one in ranked.fitting)
-  assert all(8 % (one.sizes["data"] * one.sizes["fsdp"] * one.micro) == 0 for one in ranked.fitting)
+  assert all(
+    8 % (one.sizes["data"] * one.sizes["fsdp"] * one.config.accumulate * one.config.pipeline.microbatches) == 0
+    for one in ranked.fitting
+  )
   assert any("pipeline stages for 3 layers" in reason for reason in ranked.skipped)
   assert any("tensor 4 does not divide" in reason for reason in ranked.skipped)
 
