@@ -11,6 +11,7 @@ from ilya_jax.errors import RunFailed, UserError
 from ilya_jax.parallel import distributed
 from ilya_jax.scaling import launch
 from ilya_jax.scaling import sweep as sweeps
+from ilya_jax.scaling.laws import VARIABLES
 from ilya_jax.scaling.rows import Options
 from ilya_jax.train.metrics import clock, read_json, write_json
 from ilya_jax.train.workdir import locked
@@ -161,8 +162,8 @@ def _quantities(text: str, *, flag: str) -> dict[str, float]:
   found = {}
   for part in text.split(","):
     name, equals, value = (piece.strip() for piece in part.partition("="))
-    if not equals or name not in ("N", "D", "C"):
-      raise UserError(f"{flag} {text!r}", "N=…,D=… (or C=…) as numbers", flag)
+    if not equals or name not in VARIABLES:
+      raise UserError(f"{flag} {text!r}", "N=…,D=… (or C, S, D_unique) as numbers", flag)
     found[name] = _positive(value, flag=flag)
   return found
 

@@ -112,7 +112,9 @@ def symbol(name: str) -> Markup:
 def equation(text: str) -> Markup:
   """An equation of `laws.FORMS` with raised exponents, indices and Greek letters."""
 
-  pieces = re.split(r"\^\(([^()]*)\)|\^(-?\w+)", text)  # plain, exponent in brackets or None, exponent or None, plain, …
+  pieces = re.split(
+    r"\^\(([^()]*)\)|\^(-?\w+)", text
+  )  # plain, exponent in brackets or None, exponent or None, plain, …
   shown = Markup("")
   for k, piece in enumerate(pieces):
     if piece is not None:
@@ -297,8 +299,8 @@ def cell_words(run: Run) -> str:
 
 
 def variables(form: Mapping[str, Any]) -> str:
-  """Which of N, D and C a form takes, by its equation: "N", "ND", "C"."""
-  return "".join(re.findall(r"[NDC]", form["equation"].partition("=")[0]))
+  """Which of N, D, C, S and U (different tokens) a form takes, by its equation: "N", "ND", "C"."""
+  return "".join(re.findall(r"[NDCSU]", form["equation"].partition("=")[0]))
 
 
 def optimal_table(form: Mapping[str, Any]) -> Table | None:

@@ -59,9 +59,9 @@ class Fit(NamedTuple):
   at_bound: tuple[str, ...]
   aicc: float
 
-  def predict(self, *, N: Any = None, D: Any = None, C: Any = None) -> Array:
-    """The loss that the law gives at these parameters N, tokens D and FLOP C (whichever it takes)."""
-    return FORMS[self.form].loss(self.parameters, N=N, D=D, C=C)
+  def predict(self, **variables: Any) -> Array:
+    """The loss that the law gives at these N, D, C, S, D_unique (whichever it takes)."""
+    return FORMS[self.form].loss(self.parameters, **variables)
 
 
 def fit_law(
@@ -71,6 +71,8 @@ def fit_law(
   N: Array | None = None,
   D: Array | None = None,
   C: Array | None = None,
+  S: Array | None = None,
+  D_unique: Array | None = None,
   weights: Array | None = None,
   objective: str = "huber",
   delta: float = 1e-3,
@@ -79,7 +81,8 @@ def fit_law(
 ) -> Fit:
   """Fits `form` to n rows.
 
-  form: a name in `laws.FORMS`. loss [n], and N, D, C [n] whichever the form takes (parameters, tokens, FLOP).
+  form: a name in `laws.FORMS`. loss [n], and N, D, C, S, D_unique [n] whichever the form takes (parameters, tokens, FLOP,
+  optimizer steps, different tokens).
   weights [n]: how much each row counts (1). objective: huber, lad, lsq_log or lsq; delta: of huber.
   start_count: random starts and grid cells together. Raises UserError for an unknown form or objective, for rows that
   are not positive and finite, and where the rows cannot determine the law (`check_identifiable`).
@@ -88,7 +91,8 @@ def fit_law(
   check_objective(objective, delta)
   if start_count < 1:
     raise UserError(f"{start_count} starts", "at least 1", "change --starts")
-  variables = {name: value for name, value in (("N", N), ("D", D), ("C", C)) if name in law.variables}
+  given = {"N": N, "D": D, "C": C, "S": S, "D_unique": D_unique}
+  variables = {name: given[name] for name in law.variables}
   check_rows(law, loss, variables)
   points = centred(law, loss, {v: np.asarray(a, np.float64) for v, a in variables.items()})
   counts = np.ones(len(points)) if weights is None else np.asarray(weights, np.float64)
@@ -177,14 +181,18 @@ def why_not_identifiable(form: Form, loss: Array, variables: dict[str, Array]) -
   """What the rows lack for this form (what was got, what is needed), or None where they can determine it.
 
   Needed: more rows than parameters; two values of every variable, three for a law with a floor; for
-  a law of N and D, ln N and ln D not on one line (a constant D/N determines neither exponent).
+  a law of N and D, ln N and ln D not on one line (a constant D/N determines neither exponent); for repeated data, a repeat.
   """
   count = len(form.parameters)
   if len(loss) <= count:
     return f"{len(loss)} rows for {form.name}", f"more rows than its {count} parameters"
   need = 3 if form.names[0] == "E" else 2
   logs = []
+  if "D_unique" in variables and not (variables["D"] > variables["D_unique"] * (1 + 1e-9)).any():
+    return f"no row with repeated tokens for {form.name}", "rows with D above D_unique"
   for v in form.variables:
+    if v == "D_unique":
+      continue
     x = np.log(variables[v])
     distinct = 1 + int((np.diff(np.sort(x)) > 1e-9).sum())
     if distinct < need:
@@ -192,7 +200,8 @@ def why_not_identifiable(form: Form, loss: Array, variables: dict[str, Array]) -
       return f"{distinct} distinct value{plural} of {v}", f"at least {need} for {form.name}"
     logs.append((x - x.mean()) / x.std())
   if len(logs) == 2 and 1.0 - abs(float(np.mean(logs[0] * logs[1]))) < 1e-9:
-    return "N and D on one line (such as a constant D/N)", f"N and D that vary separately for {form.name}"
+    pair = " and ".join(form.variables[:2])
+    return f"{pair} on one line (such as a constant D/N)", f"{pair} that vary separately for {form.name}"
   return None
 
 

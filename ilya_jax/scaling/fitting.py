@@ -14,7 +14,7 @@ from ilya_jax import __version__
 from ilya_jax.errors import UserError
 from ilya_jax.scaling import optimal, uncertainty
 from ilya_jax.scaling.fit import Fit
-from ilya_jax.scaling.laws import FORMS
+from ilya_jax.scaling.laws import FORMS, VARIABLES
 from ilya_jax.scaling.rows import (
   Options,
   fit_rows,
@@ -32,7 +32,7 @@ from ilya_jax.scaling.table import Table
 Array = np.ndarray
 
 _AUTO = tuple(name for name in FORMS if name != "overtraining")  # which is the tied form in other variables
-_JOINT = tuple(name for name, form in FORMS.items() if len(form.variables) == 2)
+_JOINT = tuple(name for name, form in FORMS.items() if len(form.variables) > 1)
 
 
 class FittedLaw(NamedTuple):
@@ -107,6 +107,12 @@ def fit_table(table: Table, options: Options) -> FittedTable:
   if not laws:
     raise UserError(f"a table of which no law can be fitted: {next(iter(skipped.values()))}", "more rows", "TABLE")
 
+  for at in options.predict:
+    if all(_unknown(each, at) for each in laws.values()):
+      first = next(iter(laws.values()))
+      got = f"--predict without {', '.join(_unknown(first, at))} for {first.name}"
+      raise UserError(got, f"values of {', '.join(first.variables)}", "--predict")
+
   def order(name: str) -> tuple[bool, float, float]:
     inner, aicc = records[name]["inner_mape"], records[name]["aicc"]
     return name not in _JOINT, np.inf if inner is None else inner, aicc
@@ -163,20 +169,29 @@ def _record(
     "mean_abs_residual": float(100 * np.abs(fit.residuals).mean()),
     "held_out": _held_out(law, table, rows=rows, held=held),
     "optimal": _optimal(law, table, options),
-    "predictions": [_prediction(law, at) for at in options.predict],
+    "predictions": [_prediction(law, at) for at in options.predict if not _unknown(law, at)],
     "sensitivity": [],
   }
 
 
+def _completed(at: Mapping[str, float]) -> dict[str, float]:
+  """A new run's variables with C = 6 N D and all tokens different where nothing else is said."""
+  derived = {}
+  if {"N", "D"} <= set(at):
+    derived["C"] = optimal.FLOP_PER_PARAMETER_AND_TOKEN * at["N"] * at["D"]
+  if "D" in at:
+    derived["D_unique"] = at["D"]
+  return {**derived, **at}
+
+
+def _unknown(law: FittedLaw, at: Mapping[str, float]) -> list[str]:
+  """The variables of the law that are not known of a new run."""
+  return [v for v in law.variables if v not in _completed(at)]
+
+
 def _prediction(law: FittedLaw, at: Mapping[str, float]) -> dict[str, Any]:
   """The loss that the law predicts for a new run, with its interval."""
-  values = dict(at)
-  if "C" in law.variables and "C" not in at and {"N", "D"} <= set(at):
-    values["C"] = optimal.FLOP_PER_PARAMETER_AND_TOKEN * at["N"] * at["D"]
-  missing = [v for v in law.variables if v not in values]
-  if missing:
-    expected = f"values of {', '.join(law.variables)}"
-    raise UserError(f"--predict without {', '.join(missing)} for {law.name}", expected, "--predict")
+  values = _completed(at)
   band = law.run_interval(**{v: values[v] for v in law.variables})
   predicted = float(law.predict(**{v: np.asarray(values[v]) for v in law.variables}))
   return {**at, "predicted": predicted, "loss": predicted, "low": band and band[0], "high": band and band[1]}
@@ -187,7 +202,7 @@ def _held_out(law: FittedLaw, table: Table, *, rows: Array, held: Array) -> dict
     return {"n": 0, "mape": None, "c_ratio": None, "points": []}
   points = []
   for k in np.flatnonzero(held):
-    at = {v: float(column[k]) for v in ("N", "D", "C") if (column := table.values.get(v)) is not None}
+    at = {v: float(column[k]) for v in VARIABLES if (column := table.values.get(v)) is not None}
     points.append({**_prediction(law, at), "loss": float(table.values["loss"][k])})
   errors = [abs(point["predicted"] / point["loss"] - 1) for point in points]
   C = table.values.get("C")
@@ -238,7 +253,8 @@ def frontier(law: FittedLaw, compute: Array) -> dict[str, Array]:
   assert drawn is not None
   log_n, log_d = np.log(drawn.N) - law.fit.points.centre["N"], np.log(drawn.D) - law.fit.points.centre["D"]  # [S, k]
   of = FORMS[law.name].log_loss
-  losses = [of(theta[None], {"N": log_n[s], "D": log_d[s]})[0][0] for s, theta in enumerate(law.draws.theta)]
+  at = [{"N": n, "D": d, "D_unique": d} for n, d in zip(log_n, log_d, strict=True)]
+  losses = [of(theta[None], at[s])[0][0] for s, theta in enumerate(law.draws.theta)]
   samples = {"N": drawn.N, "D": drawn.D, "loss": np.exp(losses), "tokens_per_parameter": drawn.D / drawn.N}
   return {name: np.stack([values[name], *np.quantile(samples[name], [0.025, 0.975], axis=0)]) for name in values}
 

@@ -62,7 +62,7 @@ def check_objective(objective: str, delta: float) -> None:
 def centred(form: Form, loss: Array, variables: Mapping[str, Array]) -> Points:
   """Points of `form` from arrays [n] in natural units: loss, and variable -> values for every variable of the form."""
   logs = {v: np.log(np.asarray(variables[v], np.float64)) for v in form.variables}
-  centre = {v: float(x.mean()) for v, x in logs.items()}
+  centre = {v: float(logs["D" if v == "D_unique" else v].mean()) for v in logs}  # tokens have one centre
   return Points({v: x - centre[v] for v, x in logs.items()}, centre, np.asarray(loss, np.float64))
 
 

@@ -3,7 +3,7 @@
 A law that is increasing in A N^-alpha + B D^-beta has its optimum at N* = G (C/6)^(beta/(alpha+beta)), D* = (C/6)/N*, with
 G = (alpha A/(beta B))^(1/(alpha+beta)) (Hoffmann et al. 2022, eq. 4, https://arxiv.org/abs/2203.15556). So are Chinchilla, tied
 or not; over-training (alpha = beta = 2 eta); coupled (A = 1, B = R); and Kaplan's 1.5 with a floor or without (alpha =
-alpha_N/alpha_D, A = N_c^alpha, B = D_c, beta = 1).
+alpha_N/alpha_D, A = N_c^alpha, B = D_c, beta = 1). The data-constrained law is taken where every token is new.
 """
 
 from collections.abc import Mapping
@@ -51,7 +51,9 @@ def allocate(form: str, parameters: Mapping[str, Any], *, compute: Any) -> Alloc
   log_n = log_g + beta / (alpha + beta) * log_product
   N, D = np.exp(log_n), np.exp(log_product - log_n)
   one_law = all(np.ndim(value) == 0 for value in parameters.values())
-  return Allocation(compute, N, D, FORMS[form].loss(parameters, N=N, D=D) if one_law else np.full_like(N, np.nan))
+  return Allocation(
+    compute, N, D, FORMS[form].loss(parameters, N=N, D=D, D_unique=D) if one_law else np.full_like(N, np.nan)
+  )
 
 
 def minimise(form: str, parameters: Mapping[str, float], *, compute: float) -> Allocation:
@@ -63,7 +65,9 @@ def minimise(form: str, parameters: Mapping[str, float], *, compute: float) -> A
   middle = 0.5 * np.log(product)
 
   def log_loss(log_n: Array) -> Array:
-    return np.log(FORMS[form].loss(parameters, N=np.exp(log_n), D=product / np.exp(log_n)))
+    return np.log(
+      FORMS[form].loss(parameters, N=np.exp(log_n), **dict.fromkeys(("D", "D_unique"), product / np.exp(log_n)))
+    )
 
   def slope(log_n: float) -> float:  # five-point difference, of fourth order
     h = 2e-3
@@ -82,7 +86,7 @@ def minimise(form: str, parameters: Mapping[str, float], *, compute: float) -> A
 def _terms(form: str, parameters: Mapping[str, Any]) -> tuple[Any, Any, Any, Any] | None:
   """(alpha, ln A, beta, ln B) of the two terms whose sum the law increases with."""
   p = parameters
-  if form == "chinchilla":
+  if form in ("chinchilla", "data_constrained"):  # where every token is new
     return p["alpha"], np.log(p["A"]), p["beta"], np.log(p["B"])
   if form == "chinchilla_tied":
     return p["alpha"], np.log(p["A"]), p["alpha"], np.log(p["B"])

@@ -119,7 +119,7 @@ def rows_of_form(table: Table, rows: Array, name: str) -> Array:
   """
   variables = FORMS[name].variables
   N, D, C = (table.values.get(v) for v in ("N", "D", "C"))
-  if len(variables) == 2 or N is None or D is None or C is None:
+  if len(variables) > 1 or N is None or D is None or C is None:
     return rows
   keep = np.zeros(table.n_rows, bool)
   for k in np.flatnonzero(rows):
@@ -135,7 +135,7 @@ def rows_of_form(table: Table, rows: Array, name: str) -> Array:
 def row_rule(name: str, options: Options) -> str:
   """`rows_of_form` in words."""
   variables = FORMS[name].variables
-  if options.form != "auto" or len(variables) == 2:
+  if options.form != "auto" or len(variables) > 1:
     return "all"
   rules = {
     "N": "longest training of each size", "D": "largest size at each length", "C": "lowest loss so far by compute",

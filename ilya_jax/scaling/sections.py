@@ -86,6 +86,8 @@ def _law_figures(family: Family, form: Mapping[str, Any], draw: Draw) -> list[Pi
       )
       for x in ("N", "D")
     ]  # fmt: skip
+  if len(law.variables) > 1:
+    return []
   (x,) = law.variables
   rule = f" It is fitted to the {form['rows']}." if form["rows"] != "all" else ""
   return [draw(
@@ -173,7 +175,8 @@ def _resample_figure(family: Family, draw: Draw) -> list[Picture]:
 
 def _errors_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
   name, law = family.name, family.laws[form["form"]]
-  figures = [draw(
+  drawn = set(law.variables) <= {"N", "D", "C"}  # which the points know
+  figures = [] if not drawn else [draw(
     f"{name}_residuals", plots.residuals(law, family.measured), "Residuals",
     "How far each measured loss lies above (+) or below (−) the law, against N, D and C. Points scattered about zero mean "
     "that the law's shape is right; a slope or a bow means that it is not.",

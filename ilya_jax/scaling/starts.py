@@ -17,6 +17,8 @@ from ilya_jax.scaling.objectives import Points
 Array = np.ndarray
 
 SMALLEST_EXPONENT, LARGEST_EXPONENT = 1e-3, 10.0
+SMALLEST_CONSTANT, LARGEST_CONSTANT = 1e-2, 1e4
+_CONSTANT = 10.0  # where projected starts put constants: a law that has any is projected as if it had none
 _GRID = {1: 128, 2: 32, 3: 14}  # points an axis, by the number of exponents
 _FLOORS = (0.0, 0.2, 0.4, 0.6, 0.75, 0.9, 0.97)  # of the smallest loss, where the floor is not linear
 
@@ -24,7 +26,7 @@ _FLOORS = (0.0, 0.2, 0.4, 0.6, 0.75, 0.9, 0.97)  # of the smallest loss, where t
 def bounds(form: Form, points: Points) -> tuple[Array, Array]:
   """The box [P], [P] of the search in internal coordinates.
 
-  Floors: 0 to the largest loss. Exponents: 1e-3 to 10. Terms at the centre: e^-30 to e^10 times the loss.
+  Floors: 0 to the largest loss. Exponents: 1e-3 to 10. Constants: 1e-2 to 1e4. Terms at the centre: e^-30 to e^10 times the loss.
   """
   low, high = [], []
   level = np.log(points.loss)
@@ -35,6 +37,9 @@ def bounds(form: Form, points: Points) -> tuple[Array, Array]:
     elif parameter.kind == "exponent":
       low.append(SMALLEST_EXPONENT)
       high.append(LARGEST_EXPONENT)
+    elif parameter.kind == "constant":
+      low.append(np.log(SMALLEST_CONSTANT))
+      high.append(np.log(LARGEST_CONSTANT))
     else:
       low.append(level.min() - 30.0)
       high.append(level.max() + 10.0)
@@ -50,6 +55,8 @@ def random_starts(form: Form, points: Points, rng: np.random.Generator, *, count
       columns.append(points.loss.min() * rng.uniform(0.0, 1.0, count))
     elif parameter.kind == "exponent":
       columns.append(np.exp(rng.uniform(np.log(0.03), np.log(2.0), count)))
+    elif parameter.kind == "constant":
+      columns.append(rng.uniform(0.0, np.log(100.0), count))
     else:
       columns.append(level + rng.uniform(-3.0, 0.3, count))
   return np.stack(columns, axis=-1)
@@ -75,7 +82,8 @@ def projected_starts(form: Form, points: Points) -> Array:
   relative = outer * (1.0 - floor / points.loss)  # turns errors of the target into errors of ln(loss)
   design = np.exp(np.stack(columns, axis=-1) - heights[:, None]) * relative[..., None]  # [G, n, K]
   solution = np.log(np.maximum(_non_negative(design, np.broadcast_to(relative, target.shape)), 1e-12)) - heights
-  place = {t.name: outer[:, 0] * solution[:, k] for k, t in enumerate(terms)} | value
+  place = {p.name: np.full(len(cells), np.log(_CONSTANT)) for p in form.parameters if p.kind == "constant"}
+  place |= {t.name: outer[:, 0] * solution[:, k] for k, t in enumerate(terms)} | value
   for parameter in form.parameters:
     if parameter.kind == "floor":
       place[parameter.name] = floor[:, 0] if form.outer else np.exp(solution[:, -1])

@@ -19,8 +19,10 @@ from ilya_jax.errors import UserError
 
 Array = np.ndarray
 
-QUANTITIES = ("N", "D", "C", "loss", "loss_se")  # numeric: parameters, tokens, FLOP, nats, nats
-LABELS = ("cell", "trunk", "seed", "family", "final", "role", "source", "N_total", "D_unique")
+# Numeric: parameters, tokens, FLOP, optimizer steps, different tokens, nats, nats.
+QUANTITIES = ("N", "D", "C", "S", "D_unique", "loss", "loss_se")
+_SCALED = ("N", "D", "C", "S", "D_unique", "loss")  # that may have a unit
+LABELS = ("cell", "trunk", "seed", "family", "final", "role", "source", "N_total")
 _COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
   "<=": np.less_equal, ">=": np.greater_equal, "==": np.equal, "!=": np.not_equal, "<": np.less, ">": np.greater,
 }  # fmt: skip
@@ -29,7 +31,7 @@ _COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
 class Table(NamedTuple):
   """n rows of measurements.
 
-  values: N, D, C, loss and loss_se, those that are there, [n] float64 in natural units. columns: every column as text
+  values: the QUANTITIES, those that are there, [n] float64 in natural units. columns: every column as text
   [n], under its own name and, where mapped, under the mapped one. cluster: [n] integers, equal for rows that are
   resampled together. source [n]: the file; row [n]: the row in it, 1 for the first after the header.
   record: path, sha256, columns, units, derived, cluster, rows, dropped (each row left out, and why).
@@ -97,7 +99,7 @@ def read_table(
     "columns": {
       name: names.get(name, name) for name in (*QUANTITIES, *LABELS) if name in table.columns or name in names
     },
-    "units": {name: scales.get(name, 1.0) for name in ("N", "D", "C", "loss")},
+    "units": {name: scales.get(name, 1.0) for name in _SCALED},
     **table.record,
     "rows": table.n_rows,
     "dropped": [],
@@ -174,8 +176,10 @@ def _parse_units(units: str | Mapping[str, float]) -> dict[str, float]:
   scales = {}
   for name, value in pairs.items():
     scale = _number(value)
-    if name.strip() not in ("N", "D", "C", "loss") or not (np.isfinite(scale) and scale > 0):
-      raise UserError(f"--units {name}={value}", "N, D, C or loss = a positive number, such as N=1e6", "change --units")
+    if name.strip() not in _SCALED or not (np.isfinite(scale) and scale > 0):
+      raise UserError(
+        f"--units {name}={value}", f"{', '.join(_SCALED)} = a positive number, such as N=1e6", "change --units"
+      )
     scales[name.strip()] = scale
   return scales
 

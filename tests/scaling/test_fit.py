@@ -16,7 +16,8 @@ TRUTH = {"E": 1.2, "A": 12.0, "B": 56.0, "alpha": 0.30, "beta": 0.35}
 
 def _grid():
   N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e9, 7), np.geomspace(1e8, 1e11, 6)))
-  return {"N": N, "D": D, "C": 6 * N * D}
+  unique = np.tile([3e8, 1e10], len(N) // 2)  # some of the tokens are seen again
+  return {"N": N, "D": D, "C": 6 * N * D, "S": D / 2.0**19, "D_unique": unique}
 
 
 def _card_table(seed, *, sigma=0.005, form="chinchilla", values=None):

@@ -15,9 +15,11 @@ PRINTED = {  # constants that are all identified on the table below
   "chinchilla_tied": {"E": 1.69, "A": 406.4, "B": 1410.7, "alpha": 0.31},
   "coupled": {"E": 1.4, "A": 90.0, "R": 3.0, "a": 0.33, "b": 0.36, "k": 0.8},
   "overtraining": {"E": 1.69, "a": 260.0, "b": 520.0, "eta": 0.14},
+  "kaplan_ns": {"N_c": 6.5e13, "S_c": 2.1e3, "alpha_N": 0.077, "alpha_S": 0.76},
+  "data_constrained": {"E": 1.87, "A": 521.0, "B": 1488.0, "alpha": 0.35, "beta": 0.35, "R_N": 5.3, "R_D": 15.4},
   "power_floor": {"E": 1.5, "N_c": 1e9, "alpha_N": 0.3},
 }
-CENTRE = {"N": 18.0, "D": 22.0, "C": 42.0}
+CENTRE = {"N": 18.0, "D": 22.0, "C": 42.0, "S": 9.0, "D_unique": 22.0}
 
 
 def _logs(rng, form):
@@ -120,4 +122,29 @@ def test_laws_fall_in_all_of_their_variables(name):
   for v in form.variables:
     at = {u: np.full(9, np.exp(CENTRE[u])) for u in form.variables}
     at[v] = at[v] * np.geomspace(1e-3, 1e3, 9)
-    assert (np.diff(form.loss(PRINTED[name], **at)) < 0).all()
+    falls = np.diff(form.loss(PRINTED[name], **at))
+    if v == "D_unique":  # as many tokens as are trained on are enough
+      assert (falls[:4] < 0).all()
+      assert (falls[4:] == 0).all()
+    else:
+      assert (falls < 0).all()
+
+
+def test_repeated_tokens_are_worth_less_until_they_are_worth_nothing():
+  p = PRINTED["data_constrained"]
+  law, chinchilla = FORMS["data_constrained"], {name: p[name] for name in ("E", "A", "B", "alpha", "beta")}
+  N, U = 1e8, 4e9
+  fresh = law.loss(p, N=N, D=[2.5e9, 4e9], D_unique=U)
+  np.testing.assert_allclose(fresh, FORMS["chinchilla"].loss(chinchilla, N=N, D=[2.5e9, 4e9]), rtol=1e-12)
+  worth = U + U * p["R_D"] * (1 - np.exp(-3 / p["R_D"]))  # of four epochs, written out
+  np.testing.assert_allclose(
+    law.loss(p, N=N, D=4 * U, D_unique=U), FORMS["chinchilla"].loss(chinchilla, N=N, D=worth), rtol=1e-12
+  )
+  for_ever = FORMS["chinchilla"].loss(chinchilla, N=N, D=U * (1 + p["R_D"]))
+  np.testing.assert_allclose(law.loss(p, N=N, D=1e6 * U, D_unique=U), for_ever, rtol=1e-12)
+  g = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / (p["alpha"] + p["beta"]))
+  best = g * (g * U) ** (p["beta"] / p["alpha"])
+  worth = best + best * p["R_N"] * (1 - np.exp(-9 / p["R_N"]))
+  np.testing.assert_allclose(
+    law.loss(p, N=10 * best, D=U, D_unique=U), FORMS["chinchilla"].loss(chinchilla, N=worth, D=U), rtol=1e-12
+  )
