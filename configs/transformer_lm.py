@@ -88,5 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.checkpoint.every_s = 0.0  # seconds; 0: never by time
   config.checkpoint.keep = 2
   config.checkpoint.keep_steps = ()
+  config.checkpoint.dir = ""  # folder or gs:// in which the run makes a folder for them; "": in the workdir
   config.log_every = 10
+  config.profile = ""  # START:STOP, steps of which a trace is written
   return config

@@ -3,7 +3,9 @@
 import ast
 import difflib
 import hashlib
+import importlib.util
 import json
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from ml_collections import ConfigDict
 from ilya_jax.errors import UserError
 
 # Fields that decide how a run is executed, not what it computes: they do not enter a run's id.
-EXECUTION_FIELDS = ("mesh", "pipeline", "execution", "checkpoint", "log_every", "eval.every")
+EXECUTION_FIELDS = ("mesh", "pipeline", "execution", "checkpoint", "log_every", "profile", "eval.every")
 
 # Fields that the training loop takes as arrays: runs that differ in nothing else share one compiled program.
 RUNTIME_FIELDS = (
@@ -25,6 +27,7 @@ RUNTIME_FIELDS = (
   "init_from",
   "checkpoint",
   "log_every",
+  "profile",
   "eval.every",
 )
 
@@ -158,6 +161,37 @@ def validate(config: ConfigDict) -> None:
     raise UserError(
       f"config.optim.learning_rate = {config.optim.learning_rate}", "a positive number", "--config.optim.learning_rate"
     )
+
+  profile_range(config)
+  _check_checkpoints_can_go_to(config.checkpoint.dir)
+
+
+def profile_range(config: ConfigDict) -> range:
+  """The steps that config.profile = START:STOP names: empty for '', which names none. Raises UserError on anything else."""
+  if not config.profile:
+    return range(0)
+  found = re.fullmatch(r"(\d+):(\d+)", config.profile)
+  steps = range(*(int(number) for number in found.groups())) if found else range(0)
+  if not steps or steps.start >= config.steps:
+    expected = f"START:STOP, two steps with START below STOP and below the {config.steps} of the run"
+    raise UserError(f"config.profile = {config.profile!r}", expected, "--config.profile")
+  return steps
+
+
+def _check_checkpoints_can_go_to(place: str) -> None:
+  """Raises UserError on a config.checkpoint.dir that is a URL, but not gs://, or without the package that lists and removes there.
+
+  Orbax writes to gs:// and to folders; to s3:// not as of 0.12.8 (it takes the URL for a relative path).
+  TODO: take s3:// once Orbax's `tensorstore_utils._normalize_path` keeps it.
+  """
+  scheme, separator, _ = place.partition("://")
+  if not separator:
+    return
+  got, flag = f"config.checkpoint.dir = {place!r}", "--config.checkpoint.dir"
+  if scheme != "gs":
+    raise UserError(got, "a folder (a mounted bucket, for one) or gs://BUCKET/FOLDER, which Orbax can write to", flag)
+  if importlib.util.find_spec("gcsfs") is None:
+    raise UserError(f"{got} without gcsfs", "pip install 'ilya-jax[gs]'", flag)
 
 
 def without(config: ConfigDict, names: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Checkpoints by Orbax: asynchronous, atomic, verified on the way back; the last few, the best, and those asked for."""
 
-import shutil
+import hashlib
+import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,12 +11,78 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
+from ilya_jax.errors import UserError
 from ilya_jax.parallel.distributed import all_agree, first_does, is_first, whole
+from ilya_jax.train.metrics import read_json
 from ilya_jax.train.state import checksum
 
 PyTree = Any
+Place = str | os.PathLike[str]
+
+
+def choose_directory(workdir: Path, config: ConfigDict, *, run: str) -> epath.Path:
+  """Where the run in `workdir` keeps its checkpoints: where it has begun to, else where config.checkpoint.dir says.
+
+  There it makes RUN-HASH, the hash being that of the workdir's path, so that no two runs meet.
+  Raises UserError where the run has them elsewhere already, and where that place cannot be reached.
+  """
+  record, wanted = read_json(workdir / "config.json"), config.checkpoint.dir
+  if record is None:
+    token = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:8]
+    directory = _absolute(wanted) / f"{run}-{token}" if wanted else _absolute(workdir / "checkpoints")
+  else:
+    directory = held_directory(workdir)
+    if record.get("config", {}).get("checkpoint", {}).get("dir", "") != wanted:
+      raise UserError(
+        f"config.checkpoint.dir = {wanted!r}, but {workdir} has its checkpoints in {directory}",
+        "the place that the run began with", "--config.checkpoint.dir",
+      )  # fmt: skip
+  if wanted:
+    _check_reachable(directory)
+  return directory
+
+
+def _check_reachable(directory: epath.Path) -> None:
+  """Raises UserError where a folder cannot be made, or a bucket is not there. It writes nothing."""
+  bucket = re.match(r"\w+://[^/]+", str(directory))
+  try:
+    if bucket:
+      problem = "" if epath.Path(bucket[0]).exists() else f"no bucket {bucket[0]}, or none that may be listed"
+    else:
+      parent = next(folder for folder in (directory, *directory.parents) if folder.exists())
+      problem = (
+        "" if parent.is_dir() and os.access(parent, os.W_OK) else f"{parent} is not a folder that can be written"
+      )
+  except Exception as error:  # each file system raises its own kinds
+    problem = _first_line(error)
+  if problem:
+    raise UserError(
+      f"checkpoints in {directory}: {problem}", "a place that can be read and written", "--config.checkpoint.dir"
+    )
+
+
+def held_directory(workdir: Path) -> epath.Path:
+  """Where a run that was begun in `workdir` keeps its checkpoints, as its config.json says."""
+  record = read_json(workdir / "config.json") or {}
+  return _absolute(record.get("checkpoints") or workdir / "checkpoints")
+
+
+def _absolute(place: Place) -> epath.Path:
+  """An absolute path, as Orbax demands; a URL is one already (etils 1.15 would take it for a relative path)."""
+  path = epath.Path(place)
+  return path if "://" in str(path) else path.expanduser().absolute()
+
+
+def _remove(path: epath.Path) -> None:
+  """Removes a folder, as far as that is possible."""
+  try:
+    path.rmtree()
+  except OSError:
+    pass
 
 
 class Checkpoints:
@@ -24,8 +92,8 @@ class Checkpoints:
   finds what was damaged later.
   """
 
-  def __init__(self, directory: Path, *, keep: int, keep_steps: Collection[int] = ()):
-    self.directory = directory.absolute()
+  def __init__(self, directory: Place, *, keep: int, keep_steps: Collection[int] = ()):
+    self.directory = _absolute(directory)
     self._keep = keep
     self._keep_steps = frozenset(keep_steps)
     self._losses: dict[int, float] = {}
@@ -45,7 +113,7 @@ class Checkpoints:
     if self.directory.is_dir():
       for entry in self.directory.iterdir():
         if not entry.name.isdigit():
-          shutil.rmtree(entry, ignore_errors=True)
+          _remove(entry)
 
   def save(self, step: int, state: PyTree, *, loss: float | None = None) -> None:
     """Starts saving `state`; returns once its arrays are copied to the host. One save is under way at a time."""
@@ -72,7 +140,7 @@ class Checkpoints:
     def remove() -> None:
       for later in self.steps():
         if later > step:
-          shutil.rmtree(self.directory / str(later), ignore_errors=True)
+          _remove(self.directory / str(later))
 
     first_does(remove)
 
@@ -86,7 +154,7 @@ class Checkpoints:
     if known:
       kept.add(min(known, key=lambda step: self._losses[step]))
     for step in set(steps) - kept:
-      shutil.rmtree(self.directory / str(step), ignore_errors=True)
+      _remove(self.directory / str(step))
 
   def remember(self, losses: Mapping[int, float]) -> None:
     """Losses of checkpoints of an earlier session, so that the best one is still known."""
@@ -117,16 +185,16 @@ def wait_all(group: Sequence[Checkpoints]) -> None:
     checkpoints.drop()
 
 
-def load_checkpoint(directory: Path, step: int, *, abstract: PyTree) -> tuple[PyTree, str | None]:
+def load_checkpoint(directory: Place, step: int, *, abstract: PyTree) -> tuple[PyTree, str | None]:
   """(state, None) of the checkpoint at `step`, verified; or (None, what is wrong with it)."""
-  directory = directory.absolute()  # as Orbax demands
+  where = _absolute(directory) / str(step)
   leaves = jax.tree.leaves(abstract)
   replicated = leaves[0].sharding  # of the step, a scalar
   wanted = {"state": abstract, "checksum": jax.ShapeDtypeStruct((len(leaves),), np.uint32, sharding=replicated)}
   _silence_abandoned_reads()
   payload, problem = None, None
   try:
-    payload = ocp.load_checkpointables(directory / str(step), {"run": wanted})["run"]
+    payload = ocp.load_checkpointables(where, {"run": wanted})["run"]
   except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
     problem = _first_line(error.__cause__ or error)
   if not all_agree(problem is None):

@@ -97,11 +97,15 @@ def git_commit() -> str:
     return ""
 
 
-def config_record(config: ConfigDict, *, run: str, data: dict[str, Any]) -> dict[str, Any]:
-  """What config.json holds: the config, the run's id, and where and with what it ran."""
+def config_record(config: ConfigDict, *, run: str, data: dict[str, Any], checkpoints: str = "") -> dict[str, Any]:
+  """What config.json holds: the config, the run's id, and where and with what it ran.
+
+  checkpoints: where the run keeps them, "" in the folder itself.
+  """
   return {
     "id": run,
     "format": FORMAT,
+    "checkpoints": checkpoints,
     "config": config.to_dict(),
     "data": {name: value for name, value in data.items() if not isinstance(value, np.ndarray)},
     "versions": versions(),
