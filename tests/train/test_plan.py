@@ -2,6 +2,8 @@
 
 import functools
 import importlib.util
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from ilya_jax.parallel.chips import compile_for, parse_topology, slice_devices
 from ilya_jax.task import Counts, Layer, Layers, Source, Task
 from ilya_jax.tasks import language
 from ilya_jax.train.plan import compile_step, needed_bytes, stand_in
+from ilya_jax.train.plan_printed import RECORDS, table
 from ilya_jax.train.plan_search import candidates, facts_of, with_mesh
 from ilya_jax.train.roofline import chip_flops
 
@@ -254,3 +257,11 @@ def test_without_libtpu_the_line_says_what_to_install(monkeypatch, capsys):
   monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
   assert cli.main(["plan", "--config", f"{LM}:tiny", "--topology", "v5e:2x2"]) == 2
   assert "pip install 'ilya-jax[tpu]'" in capsys.readouterr().err
+
+
+def test_the_readme_holds_the_recorded_plans():
+  records = json.loads(RECORDS.read_text())
+  assert {one["topology"] for one in records} >= {"v5e:4x4", "v5p:4x4x4"}
+  assert table(records) in Path("README.md").read_text(), (
+    "put `table(records)` of ilya_jax.train.plan_printed into README.md"
+  )
