@@ -170,6 +170,7 @@ def record(found: Report, *, command: str, tokens: float) -> dict[str, Any]:
     "accumulate": found.config.accumulate,
     "microbatches": found.config.pipeline.microbatches,
     "remat": bool(found.config.execution.get("remat", False)),
+    "stage_remat": bool(compiled.mesh.shape["stage"] > 1 and found.config.pipeline.remat),
     "units_per_step": counts.units_per_step,
     "parameters": counts.n_total,
     "fits": compiled.fits,
@@ -214,10 +215,11 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
     sent = " / ".join(
       f"{one['sent'][kind] / 1e9:.1f}" for kind in ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
     )
-    seconds, remat = one["seconds"], "" if one["remat"] else ", layers keep all"
+    seconds = one["seconds"]
+    again = [name for name, recomputes in (("stage", one["stage_remat"]), ("layer", one["remat"])) if recomputes]
     cells = (
       one["topology"],
-      ", ".join([mesh, *cuts]) + remat,
+      ", ".join([mesh, *cuts, f"recomputed by {' and '.join(again)}" if again else "nothing recomputed"]),
       f"{one['bytes'] / _GIB:.1f} of {one['bytes_available'] / _GIB:.1f}",
       sent,
       ", ".join(f"{seconds[name]:.2f}" for name in ("compute", "memory", "links")),
