@@ -2,12 +2,12 @@
 
 Sources: JAX, "GPU performance tips" (https://docs.jax.dev/en/latest/gpu_performance_tips.html) and NVIDIA JAX-Toolbox, "Tips for
 High-Performance LLMs with JAX and XLA" (https://docs.nvidia.com/jax-toolbox/performance-profiling/gpu-performance) for GPUs; MaxText,
-`benchmarks/xla_flags_library.py`, CF_FOR_ALL_GATHER and DATA_PARALLEL_OVERLAP, for TPUs.
-Left out: what XLA's defaults are already (asynchronous collectives and their own stream on GPUs), and sizes that depend on the model
-(thresholds of combined collectives). An unknown flag ends the process, so each of these is tried by a test: the GPU's on jaxlib 0.10.2
-and 0.12.0.1, the TPU's on libtpu 0.0.42.1.
-Seen by compiling 4 sharded products for 16 chips (libtpu 0.0.42.1): without these flags v5p and v6e gather parameters with nothing
-beside it; with them most gathers are asynchronous fusions (0 -> 6 and 0 -> 4); v5e has them by default. Not measured on a GPU or TPU.
+`benchmarks/xla_flags_library.py`, DATA_PARALLEL_OVERLAP, for TPUs.
+Left out: what XLA's defaults are already (asynchronous collectives and their own stream on GPUs), sizes that depend on the model
+(thresholds of combined collectives), and MaxText's CF_FOR_ALL_GATHER: v5e fuses gathers with computation by default, and forced on
+elsewhere it is refused by libtpu 0.0.52 on v5p, as it may end in wrong results (0.0.42.1 compiles it without a word).
+An unknown flag ends the process, so a test tries each: the GPU's on jaxlib 0.10.2 and 0.12.0.1, the TPU's on libtpu 0.0.42.1 and
+0.0.52. What they gain was not measured on a GPU or TPU.
 """
 
 import os
@@ -21,12 +21,7 @@ GPU_FLAGS = {
   "xla_gpu_enable_pipelined_reduce_scatter": "true",
 }
 TPU_FLAGS = {
-  "xla_tpu_enable_latency_hiding_scheduler": "true",
-  "xla_tpu_enable_async_collective_fusion": "true",
-  "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
-  "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
-  "xla_tpu_overlap_compute_collective_tc": "true",
-  "xla_enable_async_all_gather": "true",
+  "xla_tpu_enable_latency_hiding_scheduler": "true",  # the default of v5p, as the compiled program shows
   "xla_tpu_enable_data_parallel_all_reduce_opt": "true",  # between slices
   "xla_tpu_data_parallel_opt_different_sized_ops": "true",
 }
