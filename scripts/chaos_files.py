@@ -68,9 +68,13 @@ def mounted(where: Path, *arguments: str) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-  """The folder, read-only for everybody who opens something in it from now on."""
+  """The folder, read-only for everybody who opens something in it from now on. Raises Missed where it is always busy."""
   with mounted(folder, "--bind", str(folder)):
-    subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+    deadline = time.monotonic() + 10.0
+    while subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], capture_output=True, check=False).returncode:
+      if time.monotonic() > deadline:  # a file in it is being written
+        raise Missed(f"{folder.name} is busy")
+      time.sleep(0.005)
     yield
 
 
