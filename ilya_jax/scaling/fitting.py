@@ -98,20 +98,21 @@ def fit_table(table: Table, options: Options) -> FittedTable:
     if auto and (reason := lacking(table, rows, name)) is not None:
       skipped[name] = reason
       continue
-    law = fit_rows(table, rows, name=name, options=options)
+    fit = fit_rows(table, rows, name=name, options=options)
     draws = None
     if options.bootstrap:
-      draws = uncertainty.resample(law, clusters=clusters[rows], count=options.bootstrap, seed=options.seed)
-    laws[name] = FittedLaw(law, draws)
+      draws = uncertainty.resample(fit, clusters=clusters[rows], count=options.bootstrap, seed=options.seed)
+    laws[name] = FittedLaw(fit, draws)
     records[name] = _record(laws[name], table, rows=rows, held=held, clusters=clusters, options=options)
   if not laws:
     raise UserError(f"a table of which no law can be fitted: {next(iter(skipped.values()))}", "more rows", "TABLE")
 
-  for at in options.predict:
-    if all(_unknown(each, at) for each in laws.values()):
-      first = next(iter(laws.values()))
-      got = f"--predict without {', '.join(_unknown(first, at))} for {first.name}"
-      raise UserError(got, f"values of {', '.join(first.variables)}", "--predict")
+  told = [law for law in laws.values() if "S" not in law.variables] or list(laws.values())
+  for law in told:  # a law of steps beside others need not be told of them
+    for at in options.predict:
+      if missing := _unknown(law, at):
+        got = f"--predict without {', '.join(missing)} for {law.name}"
+        raise UserError(got, f"values of {', '.join(law.variables)}", "--predict")
 
   def order(name: str) -> tuple[bool, float, float]:
     inner, aicc = records[name]["inner_mape"], records[name]["aicc"]
