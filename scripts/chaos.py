@@ -218,6 +218,7 @@ def main() -> int:
     return 2
   signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # mounts and processes go as it ends
   base = Path(tempfile.mkdtemp(prefix="chaos_"))
+  command = shlex.join(["scripts/chaos", *sys.argv[1:]])
   began, results, left_out = time.monotonic(), [], ""
   trials = all_trials(Bench(base, seed=arguments.seed), kills=arguments.kills, rounds=arguments.rounds, chosen=chosen)
   for result in trials:
@@ -227,13 +228,12 @@ def main() -> int:
     )
     line = f"{time.monotonic() - began:6.0f} s  {result.fault} x {result.job}  {result.wall_s:.0f} s  {outcome}"
     print(f"{line}  {result.words}".rstrip(), flush=True)
+    if arguments.record:  # at once, as a run of hours may be cut off
+      record(results, base=base, seed=arguments.seed, command=command)
     if time.monotonic() - began > 60 * arguments.minutes:
       left_out = f"the rest was left out after {arguments.minutes:g} minutes (--minutes)"
       break
   print("\n".join(["", table(results), *([left_out] if left_out else [])]))
-  if arguments.record:
-    command = shlex.join(["scripts/chaos", *sys.argv[1:]])
-    record(results, base=base, seed=arguments.seed, command=command)
   problems = [result for result in results if result.problem]
   for result in problems:
     print(f"error: {result.fault} x {result.job}: {result.problem}", file=sys.stderr)
