@@ -147,7 +147,7 @@ def _need(arguments: Any, *names: str) -> None:
       raise UserError(f"no --{name}", f"--{name} {forms.get(name, 'DIR')}", f"--{name}")
 
 
-def _start_processes(arguments: Any, *, batch_size: int) -> None:
+def _start_processes(arguments: Any, *, batch_size: int = 0) -> None:
   """Checks the flags of several processes, prepares the devices for a batch, and joins the others where there are any."""
   from ilya_jax.parallel import distributed
   from ilya_jax.parallel.devices import prepare_devices, split_cpu, use_compilation_cache
@@ -155,7 +155,8 @@ def _start_processes(arguments: Any, *, batch_size: int) -> None:
   flags = {"coordinator": arguments.coordinator, "processes": arguments.num_processes, "index": arguments.process_id}
   distributed.check_flags(**flags)
   prepare_devices()
-  split_cpu(batch_size)
+  if batch_size:  # a sweep's workers split the CPU themselves
+    split_cpu(batch_size)
   use_compilation_cache()
   distributed.start(**flags, heartbeat_s=arguments.heartbeat)
 
@@ -188,7 +189,7 @@ def _sweep(arguments: Any) -> int:
   _need(arguments, "workdir")
   if arguments.launcher != "local":
     raise UserError(f"--launcher {arguments.launcher}", "local", "--launcher")
-  _start_processes(arguments, batch_size=1)
+  _start_processes(arguments)
   with distributed.ending_together():
     return command.sweep(arguments.sweep, arguments.workdir, overrides=arguments.overrides, only=arguments.only,
                          workers=arguments.workers, pack=arguments.pack, dry_run=arguments.dry_run)  # fmt: skip

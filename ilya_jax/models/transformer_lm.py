@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ilya_jax.errors import UserError
-from ilya_jax.nn.attention import causal_attention
+from ilya_jax.nn.attention import causal_attention, fused_attention
 from ilya_jax.nn.linear import Linear, tied_logits
 from ilya_jax.nn.normalization import LayerNorm, RMSNorm
 from ilya_jax.nn.precision import at_least_float32
@@ -80,6 +80,7 @@ class TransformerBlock(nn.Module):
   init_std: float
   dtype: jnp.dtype
   attention_blocks: int
+  attention_kernel: str
 
   def setup(self):
     def linear(*features, axes=1, std=self.init_std):
@@ -101,8 +102,11 @@ class TransformerBlock(nn.Module):
   def __call__(self, x: jax.Array, angles: jax.Array | None, train: bool) -> tuple[jax.Array, None]:
     """x [B, T, D], rotary angles [T, K/2] or None -> ([B, T, D], None): the body of a scan over layers."""
     query, key, value = self.heads_of(x, angles)
-    dropout = functools.partial(self.drop, deterministic=not train)
-    attended = causal_attention(query, key, value=value, blocks=self.attention_blocks, dropout=dropout)
+    if self.attention_kernel:
+      attended = fused_attention(query, key, value=value, kernel=self.attention_kernel)
+    else:
+      dropout = functools.partial(self.drop, deterministic=not train)
+      attended = causal_attention(query, key, value=value, blocks=self.attention_blocks, dropout=dropout)
     return self.finish(x, attended, train=train), None
 
   def heads_of(self, x: jax.Array, angles: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -131,8 +135,8 @@ class TransformerLM(nn.Module):
   The switches of form (`positions` ... `tied`) are listed in FORMS. `d_ff` 0 stands for `feed_forward_width`,
   `init_std` 0 for 0.02 sqrt(768 / d_model). Execution choices, which change results by rounding alone: `layer_unroll`
   (layers written out per iteration of the scan over layers; 0: all), `attention_blocks` (see `causal_attention`),
-  `remat` (recompute each layer in the backward pass). `dtype` is the type of computation; parameters, softmax and
-  logits are float32.
+  `attention_kernel` (see `fused_attention`; "": `causal_attention`), `remat` (recompute each layer in the backward pass).
+  `dtype` is the type of computation; parameters, softmax and logits are float32.
   Raises UserError on sizes and switches that do not fit together.
   """
 
@@ -154,6 +158,7 @@ class TransformerLM(nn.Module):
   dtype: jnp.dtype = jnp.float32
   layer_unroll: int = 0
   attention_blocks: int = 1
+  attention_kernel: str = ""
   remat: bool = False
 
   def __post_init__(self):
@@ -225,6 +230,7 @@ def block_fields(model: TransformerLM) -> dict[str, Any]:
     "init_std": _init_std(model),
     "dtype": model.dtype,
     "attention_blocks": model.attention_blocks,
+    "attention_kernel": model.attention_kernel,
   }
 
 
@@ -282,6 +288,7 @@ def from_config(config: Any, *, vocab_size: int) -> TransformerLM:
     dtype=jnp.dtype(config.dtype),
     layer_unroll=execution.layer_unroll,
     attention_blocks=execution.attention_blocks,
+    attention_kernel=execution.get("attention_kernel", ""),
     **{**FORMS[model.form], "qk_norm": model.qk_norm, "tied": model.tied},
   )
 
@@ -331,5 +338,14 @@ def _check(model: TransformerLM) -> None:
   if model.positions == "rotary" and model.d_model // model.n_heads % 2:
     got = f"heads {model.d_model // model.n_heads} wide (model.d_model / model.n_heads)"
     raise UserError(got, "an even width, which rotary positions turn in pairs", "--config.model.n_heads")
+  if model.attention_kernel not in ("", "xla", "cudnn"):
+    got = f"execution.attention_kernel = {model.attention_kernel!r}"
+    raise UserError(got, "xla, cudnn or nothing", "--config.execution.attention_kernel")
+  if model.attention_kernel and model.dropout:
+    got = f"execution.attention_kernel = {model.attention_kernel!r} with dropout on the attention weights"
+    raise UserError(got, "model.dropout = 0, or no kernel", "--config.execution.attention_kernel")
+  if model.attention_kernel == "cudnn" and model.dtype not in (jnp.bfloat16, jnp.float16):
+    got = f"execution.attention_kernel = 'cudnn' in {jnp.dtype(model.dtype).name}"
+    raise UserError(got, "bfloat16 or float16", "--config.dtype")
   if not 0 <= model.dropout < 1:
     raise UserError(f"model.dropout = {model.dropout}", "a probability of dropping in [0, 1)", "--config.model.dropout")

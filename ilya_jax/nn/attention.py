@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ilya_jax.errors import UserError
 from ilya_jax.nn.precision import at_least_float32
 
 
@@ -39,6 +40,26 @@ def causal_attention(
     for start, stop in zip(bounds, bounds[1:], strict=False)
   ]
   return jnp.swapaxes(rows[0] if blocks == 1 else jnp.concatenate(rows, axis=2), 1, 2)
+
+
+def fused_attention(query: jax.Array, key: jax.Array, *, value: jax.Array, kernel: str) -> jax.Array:
+  """`causal_attention` of as many queries as keys by `jax.nn.dot_product_attention`, which keeps no scores for the backward pass
+  where it has a kernel for it.
+
+  query, key, value: [B, T, H, K] each. kernel: "cudnn", the flash attention of cuDNN (a GPU, bfloat16 or float16), or "xla".
+  Returns: [B, T, H, K] in the type of `value`. Raises UserError where the kernel is not to be had.
+  """
+  try:
+    return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation=kernel)  # type: ignore[call-overload]
+  except (
+    RuntimeError,
+    ValueError,
+    NotImplementedError,
+  ) as error:  # no GPU, no cuDNN, a shape or type that it does not take
+    reason = str(error).splitlines()[0]
+    raise UserError(
+      f"attention by {kernel}: {reason}", "a kernel that this machine has for it", "--config.execution.attention_kernel"
+    ) from error
 
 
 def _attend(query: jax.Array, key: jax.Array, *, value: jax.Array, dropout: Callable | None) -> jax.Array:

@@ -101,7 +101,12 @@ def test_execution_choices_change_nothing(form):
   model = make(form)
   params = random_params(model)
   expected = loss_and_grads(model, params)
-  for choice in ({"layer_unroll": 0}, {"attention_blocks": 2}, {"attention_blocks": 4, "remat": True}):
+  for choice in (
+    {"layer_unroll": 0},
+    {"attention_blocks": 2},
+    {"attention_kernel": "xla"},
+    {"attention_blocks": 4, "remat": True},
+  ):
     assert_close(expected, loss_and_grads(make(form, **choice), params), atol=1e-5)
 
 
@@ -228,8 +233,12 @@ def config_of(**model):
       "batch_size": 8,
       "dtype": "float32",
       "data": {"context": 32},
-      "model": {**fields, "tied": True, **model},
-      "execution": {"layer_unroll": 0, "attention_blocks": 1},
+      "model": {**fields, "tied": True, **{name: value for name, value in model.items() if "." not in name}},
+      "execution": {
+        "layer_unroll": 0,
+        "attention_blocks": 1,
+        "attention_kernel": model.get("execution.attention_kernel", ""),
+      },
     }
   )
 
@@ -243,6 +252,9 @@ def config_of(**model):
     ({"n_layers": 0}, "model.n_layers"),
     ({"dropout": 1.0}, "model.dropout"),
     ({"form": "modern", "n_heads": 64}, "model.n_heads"),
+    ({"execution.attention_kernel": "flash"}, "execution.attention_kernel"),
+    ({"execution.attention_kernel": "xla", "dropout": 0.1}, "execution.attention_kernel"),
+    ({"execution.attention_kernel": "cudnn"}, "dtype"),
   ],
 )
 def test_bad_sizes_name_the_field(model, named):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ilya_jax.nn.attention import causal_attention
+from ilya_jax.errors import UserError
+from ilya_jax.nn.attention import causal_attention, fused_attention
 from ilya_jax.nn.rotary import rotary_angles, rotate
 
 ATTEND = jax.jit(causal_attention, static_argnames=("blocks",))
@@ -109,3 +110,20 @@ def test_rotary_keeps_norms_and_leaves_position_zero():
     turned = np.asarray(rotate(x, rotary_angles(jnp.arange(6), 8, dtype=jnp.float64)))
   np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-12)
   np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+
+
+def test_the_fused_form_is_the_same_function_with_the_same_derivative():
+  query, key, value = draw(0, length=9, dtype=np.float32)
+
+  def loss(attend):
+    return jax.jit(jax.value_and_grad(lambda *args: jnp.sum(jnp.sin(attend(*args))), argnums=(0, 1, 2)))
+
+  ours = loss(lambda q, k, v: causal_attention(q, k, value=v))(query, key, value)
+  fused = loss(lambda q, k, v: fused_attention(q, k, value=v, kernel="xla"))(query, key, value)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, fused)
+
+
+def test_a_kernel_that_is_not_there_is_refused_by_name():
+  query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in draw(0, length=64, width=64, dtype=np.float32))
+  with pytest.raises(UserError, match="attention by cudnn"):
+    jax.jit(lambda q, k, v: fused_attention(q, k, value=v, kernel="cudnn")).lower(query, key, value)
