@@ -208,6 +208,10 @@ def _arguments() -> argparse.Namespace:
   return parser.parse_args()
 
 
+def _stop(signum: int, frame: Any) -> None:
+  raise KeyboardInterrupt(signal.Signals(signum).name)
+
+
 def main() -> int:
   """Tries the faults; returns the exit code."""
   arguments = _arguments()
@@ -216,30 +220,33 @@ def main() -> int:
   except ValueError as error:
     print(f"error: {error}; --only", file=sys.stderr)
     return 2
-  signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # mounts and processes go as it ends
+  signal.signal(signal.SIGTERM, _stop)  # mounts and processes go as it ends
   base = Path(tempfile.mkdtemp(prefix="chaos_"))
   command = shlex.join(["scripts/chaos", *sys.argv[1:]])
   began, results, left_out = time.monotonic(), [], ""
   trials = all_trials(Bench(base, seed=arguments.seed), kills=arguments.kills, rounds=arguments.rounds, chosen=chosen)
-  for result in trials:
-    results.append(result)
-    outcome = (
-      f"FAILED: {result.problem}" if result.problem else f"skipped: {result.skipped}" if result.skipped else "ok"
-    )
-    line = f"{time.monotonic() - began:6.0f} s  {result.fault} x {result.job}  {result.wall_s:.0f} s  {outcome}"
-    print(f"{line}  {result.words}".rstrip(), flush=True)
-    if arguments.record:  # at once, as a run of hours may be cut off
-      record(results, base=base, seed=arguments.seed, command=command)
-    if time.monotonic() - began > 60 * arguments.minutes:
-      left_out = f"the rest was left out after {arguments.minutes:g} minutes (--minutes)"
-      break
+  try:
+    for result in trials:
+      results.append(result)
+      outcome = (
+        f"FAILED: {result.problem}" if result.problem else f"skipped: {result.skipped}" if result.skipped else "ok"
+      )
+      line = f"{time.monotonic() - began:6.0f} s  {result.fault} x {result.job}  {result.wall_s:.0f} s  {outcome}"
+      print(f"{line}  {result.words}".rstrip(), flush=True)
+      if arguments.record:  # at once, as a run of hours may be cut off
+        record(results, base=base, seed=arguments.seed, command=command)
+      if time.monotonic() - began > 60 * arguments.minutes:
+        left_out = f"the rest was left out after {arguments.minutes:g} minutes (--minutes)"
+        break
+  except KeyboardInterrupt as stopped:
+    left_out = f"the rest was left out, stopped by {stopped or 'SIGINT'}"
   print("\n".join(["", table(results), *([left_out] if left_out else [])]))
   problems = [result for result in results if result.problem]
   for result in problems:
     print(f"error: {result.fault} x {result.job}: {result.problem}", file=sys.stderr)
   if not problems:
     shutil.rmtree(base)
-  return 1 if problems else 0
+  return 1 if problems or "stopped by" in left_out else 0
 
 
 if __name__ == "__main__":
