@@ -134,9 +134,9 @@ class TransformerLM(nn.Module):
 
   The switches of form (`positions` ... `tied`) are listed in FORMS. `d_ff` 0 stands for `feed_forward_width`,
   `init_std` 0 for 0.02 sqrt(768 / d_model). Execution choices, which change results by rounding alone: `layer_unroll`
-  (layers written out per iteration of the scan over layers; 0: all), `attention_blocks` (see `causal_attention`),
-  `attention_kernel` (see `fused_attention`; "": `causal_attention`), `remat` (recompute each layer in the backward pass).
-  `dtype` is the type of computation; parameters, softmax and logits are float32.
+  (layers written out per iteration of the scan over layers; 0: all), `attention_blocks` (see `causal_attention`) and
+  `attention_kernel` (see `fused_attention`; "": `causal_attention`). `dtype` is the type of computation; parameters,
+  softmax and logits are float32.
   Raises UserError on sizes and switches that do not fit together.
   """
 
@@ -159,7 +159,6 @@ class TransformerLM(nn.Module):
   layer_unroll: int = 0
   attention_blocks: int = 1
   attention_kernel: str = ""
-  remat: bool = False
 
   def __post_init__(self):
     _check(self)
@@ -171,9 +170,8 @@ class TransformerLM(nn.Module):
     if self.positions == "learned":
       self.position_embed = nn.Embed(self.context, self.d_model, dtype=self.dtype, embedding_init=init)
     self.drop = nn.Dropout(self.dropout)
-    block = nn.remat(TransformerBlock, static_argnums=(3,), prevent_cse=False) if self.remat else TransformerBlock
     self.layers = nn.scan(
-      block,
+      TransformerBlock,
       variable_axes={"params": 0},
       split_rngs={"params": True, "dropout": True},
       in_axes=(nn.broadcast, nn.broadcast),
@@ -244,11 +242,8 @@ def pieces(model: TransformerLM) -> Pieces:
     return model.apply({"params": params}, tokens, positions, train=train, rngs=rngs, method="enter")
 
   def apply(params, state, x, rng, *, train):
-    def run(params, x, rng):
-      rngs = {"dropout": rng} if train else None
-      return block.apply({"params": params}, x, angles(model, jnp.arange(x.shape[1])), train, rngs=rngs)[0]
-
-    return (jax.checkpoint(run, prevent_cse=False) if model.remat else run)(params, x, rng), state
+    rngs = {"dropout": rng} if train else None
+    return block.apply({"params": params}, x, angles(model, jnp.arange(x.shape[1])), train, rngs=rngs)[0], state
 
   def logits(params, x, rng, *, train):
     return model.apply({"params": params}, x, method="logits")
@@ -288,7 +283,7 @@ def from_config(config: Any, *, vocab_size: int) -> TransformerLM:
     dtype=jnp.dtype(config.dtype),
     layer_unroll=execution.layer_unroll,
     attention_blocks=execution.attention_blocks,
-    attention_kernel=execution.get("attention_kernel", ""),
+    attention_kernel=execution.attention_kernel,
     **{**FORMS[model.form], "qk_norm": model.qk_norm, "tied": model.tied},
   )
 

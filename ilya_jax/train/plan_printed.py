@@ -169,7 +169,7 @@ def record(found: Report, *, command: str, tokens: float) -> dict[str, Any]:
     "mesh": {axis: int(compiled.mesh.shape[axis]) for axis in AXES},
     "accumulate": found.config.accumulate,
     "microbatches": found.config.pipeline.microbatches,
-    "remat": bool(found.config.execution.get("remat", False)),
+    "remat": bool(found.config.execution.remat),
     "stage_remat": bool(compiled.mesh.shape["stage"] > 1 and found.config.pipeline.remat),
     "units_per_step": counts.units_per_step,
     "parameters": counts.n_total,

@@ -236,7 +236,7 @@ class _Share:
     self.parts = config.accumulate * settings.microbatches
     self.rows = config.batch_size / (sizes["data"] * sizes["fsdp"])  # of the whole batch
     self.micro = self.rows / self.parts  # b
-    self.remat = bool(config.execution.get("remat", False))
+    self.remat = bool(config.execution.remat)
     self.cell_remat = bool(self.stages > 1 and settings.remat)
     self.cells = self.stages * settings.virtual_stages
     counts = cell_counts(config, facts.costs, cells=self.cells)
@@ -323,7 +323,7 @@ def suggestion(
   now = {"accumulate": config.accumulate, "micro": config.pipeline.microbatches}
   off = needed / estimate(with_mesh(config, sizes, **now), facts, mesh=mesh, topology=topology).memory
   changes: list[tuple[str, ConfigDict]] = []
-  if facts.task.layers is not None and not config.execution.get("remat", True):
+  if facts.task.layers is not None and not config.execution.remat:
     changed = ConfigDict(config.to_dict())
     changed.execution.remat = True
     changes.append(("--config.execution.remat=true", with_mesh(changed, sizes, **now)))

@@ -181,7 +181,7 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices
 
 def _with_recomputing(config: ConfigDict, task: Task) -> Task:
   """The task, its layers recomputing their inside in the backward pass where `config.execution.remat` says so."""
-  if not config.execution.get("remat", False):
+  if not config.execution.remat:
     return task
   if task.layers is None:
     got = f"execution.remat with the task {config.task!r}, which names no layers"

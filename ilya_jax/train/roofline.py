@@ -68,7 +68,7 @@ def chip_flops(config: ConfigDict, task: Task, *, mesh: Mapping[str, int], busie
   pipelined = stages > 1 or micro > 1
   outside = counts.outside_flops_per_unit * counts.units_per_step / chips
   inside = counts.flops_per_unit * counts.units_per_step / chips - outside
-  recomputed = inside / 3 * (bool(config.execution.get("remat", False)) + bool(pipelined and settings.remat))
+  recomputed = inside / 3 * (bool(config.execution.remat) + bool(pipelined and settings.remat))
   work = settings.virtual_stages * micro
   factor = busiest * (work + stages - 1) / work if pipelined else 1.0
   alike = outside * (stages - 1) if micro % stages else 0.0

@@ -41,7 +41,7 @@ def _random(model, seed):
 
 def random_params(model, *, seed=0):
   """Every parameter away from its initial value, so that a missing bias or scale shows."""
-  return _random(model.clone(layer_unroll=0, attention_blocks=1, remat=False, dropout=0.0, dtype=jnp.float32), seed)
+  return _random(model.clone(layer_unroll=0, attention_blocks=1, dropout=0.0, dtype=jnp.float32), seed)
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def test_execution_choices_change_nothing(form):
     {"layer_unroll": 0},
     {"attention_blocks": 2},
     {"attention_kernel": "xla"},
-    {"attention_blocks": 4, "remat": True},
+    {"attention_blocks": 4},
   ):
     assert_close(expected, loss_and_grads(make(form, **choice), params), atol=1e-5)
 
