@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ilya_jax.errors import RunFailed, UserError
+from ilya_jax.errors import Preempted, RunFailed, UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -250,10 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _end(error, 2)
   except RunFailed as error:
     return _end(error, 1)
+  except Preempted as error:
+    return _end(error, 128 + error.signum)
   except Exception as error:
-    signum = getattr(error, "signum", None)  # train.loop.Preempted, not imported here: parsing need not wait for JAX
-    if signum is not None:
-      return _end(error, 128 + signum)
     return _end(
       RuntimeError(f"{type(error).__name__}: {error}; a bug, ILYA_JAX_TRACEBACK=1 shows where"), 1, cause=error
     )

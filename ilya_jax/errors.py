@@ -1,4 +1,6 @@
-"""The two ways a command ends badly: bad input (exit code 2) and a run that failed (exit code 1)."""
+"""How a command ends other than well: bad input (exit code 2), a run that failed (1), a signal (128 + its number)."""
+
+import signal
 
 
 class UserError(Exception):
@@ -13,3 +15,11 @@ class UserError(Exception):
 
 class RunFailed(Exception):
   """A run that could not be finished (diverged, disk full, a cell failed): exit code 1, one line, where the log is."""
+
+
+class Preempted(Exception):
+  """A signal stopped the run after its state was saved; `signum` is the signal's number."""
+
+  def __init__(self, signum: int):
+    super().__init__(f"stopped by {signal.Signals(signum).name}; state saved, run the same command to go on")
+    self.signum = signum

@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import AxisType
 
 from ilya_jax import cli
+from ilya_jax.errors import Preempted, RunFailed, UserError
 from ilya_jax.parallel import distributed
 from ilya_jax.parallel.mesh import AXES, batch_sharding
 from ilya_jax.train.metrics import read_json, read_rows
@@ -197,6 +198,27 @@ def test_shards_of_processes_are_whole_and_equal_within_a_data_shard(shape, proc
     assert held == set(range(16)[rows])  # nothing more is read than its devices hold
     seen |= held
   assert seen == set(range(16))
+
+
+@pytest.mark.parametrize(("error", "ends"), [
+  (ValueError("a bug\nof one"), True), (OSError(28, "No space left on device"), True),
+  (UserError("a", "b", "c"), False), (RunFailed("loss is nan"), False), (Preempted(signal.SIGTERM), False),
+])  # fmt: skip
+@pytest.mark.parametrize("several", [False, True])
+def test_an_error_of_one_process_ends_it_at_once_and_one_of_all_passes(error, ends, several, monkeypatch):
+  said = []
+  monkeypatch.setattr(distributed, "several", lambda: several)
+  monkeypatch.setattr(distributed, "end_with", lambda line, code: said.append((line, code)))
+  if ends and several:
+    with distributed.ending_together():
+      raise error
+    ((line, code),) = said
+    assert line == f"error: {type(error).__name__}: {' '.join(str(error).split())}"
+    assert code == 1
+  else:
+    with pytest.raises(type(error)), distributed.ending_together():
+      raise error
+    assert not said
 
 
 @pytest.mark.parametrize("flags", [

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ilya_jax.errors import UserError
+from ilya_jax.errors import Preempted, RunFailed, UserError
 from ilya_jax.parallel.devices import accelerator, on_cpu
 
 PyTree = Any
@@ -219,14 +219,20 @@ def whole(leaf: jax.Array) -> np.ndarray:
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-  """Ends this process with one line where an operation fails because another process is gone."""
+  """Ends this process of several at once, with one line, on an error that the others may not have.
+
+  They wait for it, and the end of a process in order waits for them. What all of them raise alike passes.
+  """
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
+  except (UserError, RunFailed, Preempted):
+    raise
+  except Exception as error:
     if not several():
       raise
-    reason = str(error).strip().splitlines()[0][:160]
-    end_with(_GONE.format(reason), 1)
+    words = " ".join(str(error).split())
+    gone = isinstance(error, jax.errors.JaxRuntimeError)  # as a rule
+    end_with(_GONE.format(words[:160]) if gone else f"error: {type(error).__name__}: {words}", 1)
 
 
 def end_with(line: str, code: int) -> None:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import jax
 
 from ilya_jax.config import load_config
-from ilya_jax.errors import RunFailed, UserError
+from ilya_jax.errors import Preempted, RunFailed, UserError
 from ilya_jax.parallel import distributed
 from ilya_jax.parallel.devices import on_cpu, prepare_devices, use_compilation_cache
 from ilya_jax.scaling.sweep import Cell, cell_folder, cell_state, own_flops
-from ilya_jax.train.loop import SIGNALS, Job, Preempted, Stop, Trunk, train_pack
+from ilya_jax.train.loop import SIGNALS, Job, Stop, Trunk, train_pack
 from ilya_jax.train.metrics import clock, write_json
 
 _KILLS_ALLOWED = 3  # times a cell may be killed from outside before it counts as failed

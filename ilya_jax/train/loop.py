@@ -17,8 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ilya_jax.config import run_id
-from ilya_jax.errors import RunFailed, UserError
-from ilya_jax.parallel.distributed import Agreement, end_with, first_does, is_first, own_rows, put, several
+from ilya_jax.errors import Preempted, RunFailed, UserError
+from ilya_jax.parallel.distributed import Agreement, first_does, is_first, own_rows, put, several
 from ilya_jax.task import Source, Task
 from ilya_jax.train import workdir as folder
 from ilya_jax.train.checkpoint import Checkpoints, choose_directory, held_directory, load_checkpoint, wait_all
@@ -31,14 +31,6 @@ from ilya_jax.train.record import Record
 from ilya_jax.train.state import TrainState, bytes_per_device, params_digest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
-
-class Preempted(Exception):
-  """A signal stopped the run after its state was saved; `signum` is the signal's number."""
-
-  def __init__(self, signum: int):
-    super().__init__(f"stopped by {signal.Signals(signum).name}; state saved, run the same command to go on")
-    self.signum = signum
 
 
 class Trunk(NamedTuple):
@@ -183,8 +175,8 @@ def _train_together(runs: Sequence["_Run"], active: list["_Run"], *, programs: P
   except OSError as error:
     for run in active:
       run.fail(error)
-    if several():  # the others wait for this process, and cannot be told
-      end_with(f"error: {active[0].outcome}", 1)
+    if several():  # which it may have happened to alone
+      raise OSError(f"{error}; see {active[0].workdir}") from error
   finally:
     for run in active:
       with suppress(OSError) if isinstance(run.outcome, RunFailed) else nullcontext():  # a full disk

@@ -10,9 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from ilya_jax.config import run_id
-from ilya_jax.errors import RunFailed, UserError
+from ilya_jax.errors import Preempted, RunFailed, UserError
 from ilya_jax.train import loop, programs
-from ilya_jax.train.loop import Preempted, Stop, Trunk, train
+from ilya_jax.train.loop import Stop, Trunk, train
 from ilya_jax.train.metrics import read_json, read_rows
 from ilya_jax.train.optimizer import branch_step, learning_rates, make_schedule
 

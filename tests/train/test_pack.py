@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from ilya_jax.errors import RunFailed, UserError
-from ilya_jax.train.loop import Job, Preempted, Stop, Trunk, train, train_pack
+from ilya_jax.errors import Preempted, RunFailed, UserError
+from ilya_jax.train.loop import Job, Stop, Trunk, train, train_pack
 from ilya_jax.train.metrics import read_json, read_rows
 
 HOT = {"optim.learning_rate": 1e30}

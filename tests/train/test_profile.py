@@ -5,9 +5,9 @@ import signal
 import pytest
 
 from ilya_jax.config import profile_range
-from ilya_jax.errors import UserError
+from ilya_jax.errors import Preempted, UserError
 from ilya_jax.train import profile
-from ilya_jax.train.loop import Preempted, Stop, train
+from ilya_jax.train.loop import Stop, train
 from ilya_jax.train.metrics import read_json
 
 
