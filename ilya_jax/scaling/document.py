@@ -9,6 +9,7 @@ from markupsafe import Markup, escape
 
 from ilya_jax.scaling.curves import Run
 from ilya_jax.scaling.drawing import short
+from ilya_jax.scaling.laws import FORMS
 from ilya_jax.train.metrics import clock
 
 _GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "eta": "η"}
@@ -112,9 +113,8 @@ def symbol(name: str) -> Markup:
 def equation(text: str) -> Markup:
   """An equation of `laws.FORMS` with raised exponents, indices and Greek letters."""
 
-  pieces = re.split(
-    r"\^\(([^()]*)\)|\^(-?\w+)", text
-  )  # plain, exponent in brackets or None, exponent or None, plain, …
+  # plain, exponent in brackets or None, exponent or None, plain, …
+  pieces = re.split(r"\^\(([^()]*)\)|\^(-?\w+)", text)
   shown = Markup("")
   for k, piece in enumerate(pieces):
     if piece is not None:
@@ -298,9 +298,9 @@ def cell_words(run: Run) -> str:
   return f"{cell.id} ({cell.family}, N {short(cell.counts.n)}, D {short(cell.units)}, seed {cell.config.seed})"
 
 
-def variables(form: Mapping[str, Any]) -> str:
-  """Which of N, D, C, S and U (different tokens) a form takes, by its equation: "N", "ND", "C"."""
-  return "".join(re.findall(r"[NDCSU]", form["equation"].partition("=")[0]))
+def variables(form: Mapping[str, Any]) -> tuple[str, ...]:
+  """Which of N, D, C, S and D_unique a form takes."""
+  return FORMS[form["form"]].variables
 
 
 def optimal_table(form: Mapping[str, Any]) -> Table | None:

@@ -145,6 +145,12 @@ def _kaplan_parameters(variable: str) -> tuple[Parameter, ...]:
   return (Parameter(f"{variable}_c", "scale", variable, exponent), Parameter(exponent, "exponent"))
 
 
+def _kaplan_of_one(x: str, *, source: str) -> Form:
+  """Kaplan's power law in one variable."""
+  name, equation = f"kaplan_{x.lower()}", f"L({x}) = ({x}_c/{x})^alpha_{x}"
+  return Form(name, equation, f"Kaplan et al. 2020, {source}", (x,), _kaplan_parameters(x), equations.power_law(x))
+
+
 _FLOOR = Parameter("E", "floor")
 _JOINT = (
   Parameter("N_c", "scale", "N", "alpha_N"),
@@ -169,30 +175,9 @@ _ONE_EXPONENT = (
 FORMS: Mapping[str, Form] = {
   form.name: form
   for form in (
-    Form(
-      "kaplan_n",
-      "L(N) = (N_c/N)^alpha_N",
-      "Kaplan et al. 2020, eq. 1.1",
-      ("N",),
-      _kaplan_parameters("N"),
-      equations.power_law("N"),
-    ),
-    Form(
-      "kaplan_d",
-      "L(D) = (D_c/D)^alpha_D",
-      "Kaplan et al. 2020, eq. 1.2",
-      ("D",),
-      _kaplan_parameters("D"),
-      equations.power_law("D"),
-    ),
-    Form(
-      "kaplan_c",
-      "L(C) = (C_c/C)^alpha_C",
-      "Kaplan et al. 2020, eqs. 1.3 and 3.3",
-      ("C",),
-      _kaplan_parameters("C"),
-      equations.power_law("C"),
-    ),
+    _kaplan_of_one("N", source="eq. 1.1"),
+    _kaplan_of_one("D", source="eq. 1.2"),
+    _kaplan_of_one("C", source="eqs. 1.3 and 3.3"),
     Form(
       "kaplan_nd",
       "L(N, D) = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D",

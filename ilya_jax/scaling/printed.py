@@ -36,7 +36,10 @@ def _rows(family: Family) -> list[tuple[str, ...]]:
     form = records[name]
     points = (form.get("held_out") or {}).get("points") or []
     predicted, error = "", ""
-    if variables(form) in ("N", "D"):  # a law of the longest trainings or of the largest sizes does not know this run
+    if variables(form) in (
+      ("N",),
+      ("D",),
+    ):  # a law of the longest trainings or of the largest sizes does not know this run
       points = []
     if len(points) == 1:
       predicted = _with_interval(points[0]["predicted"], points[0].get("low"), points[0].get("high"))

@@ -128,7 +128,7 @@ def _test_part(family: Family, draw: Draw) -> Part:
   held, name = family.measured.take("held_out"), family.name
   points = {
     form["form"]: ((form.get("held_out") or {}).get("points") or [None])[0]
-    for form in family.result["forms"] if document.variables(form) not in ("N", "D")
+    for form in family.result["forms"] if document.variables(form) not in (("N",), ("D",))
   }  # fmt: skip
   if len(held.loss) == 1 and points and all(points.values()):
     rows = [
