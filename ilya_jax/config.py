@@ -181,8 +181,8 @@ def profile_range(config: ConfigDict) -> range:
 def _check_checkpoints_can_go_to(place: str) -> None:
   """Raises UserError on a config.checkpoint.dir that is a URL, but not gs://, or without the package that lists and removes there.
 
-  Orbax writes to gs:// and to folders; to s3:// not as of 0.12.8 (it takes the URL for a relative path).
-  TODO: take s3:// once Orbax's `tensorstore_utils._normalize_path` keeps it.
+  Orbax writes to gs:// and to folders; to s3:// not as of 0.12.8, whose `tensorstore_utils._normalize_path` takes the URL for a
+  relative path.
   """
   scheme, separator, _ = place.partition("://")
   if not separator:

@@ -27,7 +27,8 @@ class Chip(NamedTuple):
 
   flops: peak bfloat16 FLOP/s. hbm: bytes that a program may use. hbm_bandwidth: bytes/s.
   ici_bandwidth: bytes/s that it sends over all its links together: half of the documented figure, which counts both directions
-    (v4's is that of Jouppi et al. 2023, https://arxiv.org/abs/2304.01433: six links of 50 GB/s).
+    (the table of v4 has none: six links of 50 GB/s one way, with which its 24 TB/s across the middle of a pod's 16 x 16 x 16 torus,
+    512 links, agrees).
   dimensions: of its torus, with two links each. wraps: where a slice's size along a dimension is a multiple of it, the links
     there close to a ring. largest: chips of a slice.
   accelerator: its name for the runtime, before the number of cores; cores: in that number, for each chip; options: of the

@@ -156,8 +156,7 @@ def recomputing(layers: Layers) -> Layers:
 
     return layer._replace(apply=run) if layer.recomputes else layer
 
-  if isinstance(
-    layers.layers, Stack
-  ):  # in a rolled loop XLA cannot merge the two computations: nothing need keep them apart
+  if isinstance(layers.layers, Stack):
+    # In a rolled loop XLA cannot merge the two computations, so that nothing need keep them apart.
     return layers._replace(layers=wrapped(layers.layers, apart=layers.layers.unroll >= layers.layers.length))
   return layers._replace(layers=tuple(wrapped(layer, apart=True) for layer in layers.layers))
