@@ -133,6 +133,17 @@ def test_when_one_is_gone_the_others_end_with_one_line_and_a_restart_goes_on(lau
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_where_the_others_do_not_come_it_says_so_in_a_line(index):
+  start = f"start(coordinator='127.0.0.1:{free_port()}', processes=2, index={index}, heartbeat_s=3)"
+  program = f"from ilya_jax.parallel import distributed; distributed._START_S = 3; distributed.{start}"
+  alone = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+  assert alone.returncode == 1
+  (line,) = alone.stderr.splitlines()
+  assert line.startswith("error: the processes did not come together within 3 s")
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_of_them_saves_and_ends_all(launch, tmp_path):
   group = launch(tmp_path, 2, 1, "--config.steps=100000")
   wait_for_a_checkpoint(tmp_path)

@@ -21,7 +21,9 @@ from ilya_jax.parallel.devices import accelerator, on_cpu
 
 PyTree = Any
 _GONE = "error: another process is gone, or an operation failed ({}); start all again to go on from the last checkpoint"
-_abort_handler: Any = None  # kept for as long as the C library may call it
+_APART = "error: the processes did not come together within {} s ({{}}); start all of them, with one --coordinator"
+_START_S = 100  # for the others to come; --heartbeat where that is longer
+_abort: dict[str, Any] = {}  # what an abort says, and its handler, kept for as long as the C library may call it
 
 
 def wanted(environment: Mapping[str, str]) -> bool:
@@ -57,15 +59,18 @@ def start(
   """Joins the other processes where there are any; to be called before any computation.
 
   coordinator: HOST:PORT of process 0, which all can reach. Without flags, the environment is asked (`wanted`); JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID go with JAX_COORDINATOR_ADDRESS. A process that is not heard of for `heartbeat_s` seconds ends all.
-  Raises UserError on flags that do not go together, and where the others do not come.
+  JAX_PROCESS_ID go with JAX_COORDINATOR_ADDRESS. A process that is not heard of for `heartbeat_s` seconds ends all;
+  at the start the others have that long, and at least 100 s, to come.
+  Raises UserError on flags that do not go together, and on a coordinator that cannot be; where the others do not come,
+  the process ends with a line and exit code 1.
   """
   given = check_flags(coordinator=coordinator, processes=processes, index=index)
   if not given and not wanted(environment):
     return
   if on_cpu():
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  settings: dict[str, Any] = {"heartbeat_timeout_seconds": heartbeat_s}
+  start_s = max(_START_S, heartbeat_s)
+  settings: dict[str, Any] = {"heartbeat_timeout_seconds": heartbeat_s, "initialization_timeout": start_s}
   if given:
     settings |= {"coordinator_address": coordinator, "num_processes": processes, "process_id": index}
   elif "JAX_COORDINATOR_ADDRESS" in environment and "JAX_NUM_PROCESSES" in environment:
@@ -76,9 +81,10 @@ def start(
     settings["local_device_ids"] = []  # all; JAX would take the GPU numbered SLURM_LOCALID alone
   if "coordinator_address" in settings or "num_processes" in settings:
     settings["cluster_detection_method"] = "deactivate"
+  _one_line_at_abort(_APART.format(start_s))
   try:
     jax.distributed.initialize(**settings)
-    _one_line_at_abort()
+    _abort["line"] = _GONE
   except (ValueError, RuntimeError, OSError) as error:
     raise UserError(
       f"the processes did not come together: {str(error).splitlines()[0]}", "all of them", "--coordinator"
@@ -93,23 +99,22 @@ def _sees_only_its_own(environment: Mapping[str, str]) -> bool:
   return alone or (visible != "" and "," not in visible)
 
 
-def _one_line_at_abort() -> None:
-  """Makes the runtime's way of ending this process one line and exit code 1; its own words go to a file that the line names.
+def _one_line_at_abort(line: str) -> None:
+  """Makes the runtime's way of ending this process a line and exit code 1; its own words go to a file, which fills the line's {}.
 
   The coordination service aborts with a page of C++ frames, and its callback cannot be written in Python (jaxlib 0.10).
   """
-  global _abort_handler
   handle, name = tempfile.mkstemp(prefix="ilya_jax_", suffix=".log")
   shown = os.dup(2)
   sys.stderr = os.fdopen(shown, "w", buffering=1)
   os.dup2(handle, 2)  # what C++ prints
 
   def aborted(signum: int) -> None:
-    os.write(shown, (_GONE.format(f"see {name}") + "\n").encode())
+    os.write(shown, (_abort["line"].format(f"see {name}") + "\n").encode())
     os._exit(1)
 
-  _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
-  ctypes.CDLL(None).signal(signal.SIGABRT, _abort_handler)
+  _abort.update(line=line, handler=ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted))
+  ctypes.CDLL(None).signal(signal.SIGABRT, _abort["handler"])
 
 
 def several() -> bool:
@@ -231,7 +236,7 @@ def ending_together() -> Iterator[None]:
     if not several():
       raise
     words = " ".join(str(error).split())
-    gone = isinstance(error, jax.errors.JaxRuntimeError)  # as a rule
+    gone = isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError))  # as a rule; Orbax's barriers raise the latter
     end_with(_GONE.format(words[:160]) if gone else f"error: {type(error).__name__}: {words}", 1)
 
 
