@@ -97,7 +97,9 @@ def percent(value: float | None, *, signed: bool = False) -> str:
 
 
 def interval(low: float | None, high: float | None, digits: int = 4) -> str:
-  """An interval as [0.31, 0.36]."""
+  """An interval as [0.31, 0.36], or ≤ 0.36 where it is open below."""
+  if (low is None) != (high is None):
+    return f"≤\u00a0{number(high, digits)}" if low is None else f"≥\u00a0{number(low, digits)}"
   if low is None or high is None or math.isnan(low) or math.isnan(high):
     return "—"
   return f"[{number(low, digits)}, {number(high, digits)}]"

@@ -119,34 +119,41 @@ def fit_law(
   )
 
 
-def aicc(value: float, *, points: int, parameters: int, objective: str, delta: float) -> float:
-  """The corrected Akaike criterion (Hurvich & Tsai 1989) of an optimum, infinite where rows are too few for it.
+def deviance(value: float, *, points: int, objective: str, delta: float) -> float:
+  """-2 ln likelihood of an optimum of this value over so many points.
 
   The likelihood is exp(-objective/scale) with its scale fitted: Gaussian for the squares, Laplace for lad, and for
   huber the density exp(-Huber(r)/scale) at the fixed delta, whose normaliser is known. The scale is fitted after the
-  optimum and never moves it; it counts as one parameter.
+  optimum and never moves it.
+  """
+  value = max(value, 1e-30)
+  if objective in ("lsq_log", "lsq"):
+    return float(points * (np.log(2.0 * np.pi * value / points) + 1.0))
+  if objective == "lad":
+    return float(2.0 * points * (np.log(2.0 * value / points) + 1.0))
+
+  def minus_two_log_likelihood(log_scale: float) -> float:
+    scale = np.exp(log_scale)
+    centre = np.sqrt(2.0 * np.pi * scale) * special.erf(delta / np.sqrt(2.0 * scale))
+    tails = 2.0 * scale / delta * np.exp(-(delta**2) / (2.0 * scale))
+    return 2.0 * value / scale + 2.0 * points * np.log(centre + tails)
+
+  middle = np.log(value / points)
+  return float(optimize.minimize_scalar(
+    minus_two_log_likelihood, bounds=(middle - 3.0, middle + 3.0), method="bounded", options={"xatol": 1e-8}
+  ).fun)  # fmt: skip
+
+
+def aicc(value: float, *, points: int, parameters: int, objective: str, delta: float) -> float:
+  """The corrected Akaike criterion (Hurvich & Tsai 1989) of an optimum, infinite where rows are too few for it.
+
+  The scale of the `deviance` counts as one parameter.
   """
   count = parameters + 1
   if points <= count + 1:
     return float("inf")
-  value = max(value, 1e-30)
-  if objective in ("lsq_log", "lsq"):
-    deviance = points * (np.log(2.0 * np.pi * value / points) + 1.0)
-  elif objective == "lad":
-    deviance = 2.0 * points * (np.log(2.0 * value / points) + 1.0)
-  else:
-
-    def minus_two_log_likelihood(log_scale: float) -> float:
-      scale = np.exp(log_scale)
-      centre = np.sqrt(2.0 * np.pi * scale) * special.erf(delta / np.sqrt(2.0 * scale))
-      tails = 2.0 * scale / delta * np.exp(-(delta**2) / (2.0 * scale))
-      return 2.0 * value / scale + 2.0 * points * np.log(centre + tails)
-
-    middle = np.log(value / points)
-    deviance = optimize.minimize_scalar(
-      minus_two_log_likelihood, bounds=(middle - 3.0, middle + 3.0), method="bounded", options={"xatol": 1e-8}
-    ).fun
-  return float(deviance + 2.0 * count + 2.0 * count * (count + 1) / (points - count - 1))
+  fitted = deviance(value, points=points, objective=objective, delta=delta)
+  return fitted + 2.0 * count + 2.0 * count * (count + 1) / (points - count - 1)
 
 
 def get_form(name: str) -> Form:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ilya_jax import __version__
 from ilya_jax.errors import UserError
-from ilya_jax.scaling import optimal, uncertainty
+from ilya_jax.scaling import optimal, profile, uncertainty
 from ilya_jax.scaling.fit import Fit
 from ilya_jax.scaling.laws import FORMS, VARIABLES
 from ilya_jax.scaling.rows import (
@@ -148,6 +148,8 @@ def _record(
     intervals[parameter] = {
       "method": "none", "level": None, "low": None, "high": None, "identified": False, "why": why,
     }  # fmt: skip
+  for parameter in () if law.draws is None else profile.wanted(fit):
+    intervals[parameter] = _profiled(fit, parameter, resampled=intervals[parameter])
   return {
     "form": name,
     "equation": law.equation,
@@ -173,6 +175,19 @@ def _record(
     "predictions": [_prediction(law, at) for at in options.predict if not _unknown(law, at)],
     "sensitivity": [],
   }
+
+
+def _profiled(fit: Fit, name: str, *, resampled: Mapping[str, Any]) -> dict[str, Any]:
+  """The interval of a parameter by its profile likelihood, the one of the resamples kept beside it."""
+  low, high = profile.interval(fit, name)
+  open_ends = [word for word, end in (("below", low), ("above", high)) if end is None]
+  why = f"the likelihood does not bound it {' or '.join(open_ends)}" if open_ends else ""
+  if low is not None and high is not None and not (low > 0 and high / low < uncertainty.TOO_WIDE):
+    why = "the interval spans a factor of 10 or more"
+  return {
+    "method": "profile likelihood", "level": profile.LEVEL, "low": low, "high": high, "identified": not why, "why": why,
+    "resampled": {"method": resampled["method"], "low": resampled["low"], "high": resampled["high"]},
+  }  # fmt: skip
 
 
 def _completed(at: Mapping[str, float]) -> dict[str, float]:

@@ -45,10 +45,11 @@ def minimise(
   """Minimises S functions of P parameters from the points `theta` [S, P].
 
   value(theta [s, P], problems [s]) -> [s]; derivatives(theta, problems) -> Derivatives: both are called with the
-  indices of the problems still running. low, high: [P]. A problem has converged when the reduction that its quadratic
-  model promises falls under `tolerance` times (its value + 1e-6); one that stalls at rounding counts as converged when
-  the promise is under 1e-9 of its value.
+  indices of the problems still running. low, high: [P], or [S, P] where each problem has its own box (low = high fixes a
+  parameter). A problem has converged when the reduction that its quadratic model promises falls under `tolerance` times
+  (its value + 1e-6); one that stalls at rounding counts as converged when the promise is under 1e-9 of its value.
   """
+  low, high = (np.broadcast_to(side, theta.shape) for side in (low, high))
   theta = np.clip(theta, low, high)
   running = np.arange(len(theta))
   best = value(theta, running)
@@ -56,7 +57,7 @@ def minimise(
   converged = np.zeros(len(theta), bool)
   at = derivatives(theta, running)
   for _ in range(iterations):
-    step, promise, decrement = _step(theta[running], at, damping[running], low, high)
+    step, promise, decrement = _step(theta[running], at, damping[running], low[running], high[running])
     trial = theta[running] + step
     reached = value(trial, running)
     gained = best[running] - reached

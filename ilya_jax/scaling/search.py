@@ -83,14 +83,16 @@ def follow(
   weights: Array,
   objective: str = "huber",
   delta: float = 1e-3,
+  box: tuple[Array, Array] | None = None,
 ) -> newton.Minimum:
   """B fits of `form` to reweighted rows, from `theta` [B, P] along the last part of the path.
 
-  weights: [1, n] or [B, n]. A second pass starts every fit at the optimum of another one and
-  keeps the better: refits must be free to change valleys, or their spread is too small. Least absolute deviations are
-  smoothed at delta 1e-6, far below any spread of refits. Returns theta [B, P], objective [B], converged [B].
+  weights: [1, n] or [B, n]. box: bounds [B, P] in place of those of `starts.bounds`. A second pass starts every fit at
+  the optimum of another one and keeps the better: refits must be free to change valleys, or their spread is too small.
+  Least absolute deviations are smoothed at delta 1e-6, far below any spread of refits. Returns theta [B, P], objective [B],
+  converged [B].
   """
-  low, high = starts.bounds(form, points)
+  low, high = box or starts.bounds(form, points)
   last = {"huber": delta, "lad": 1e-6}.get(objective, 1.0)
   path = [d for d in _PATH if 1.0001 * last < d <= 0.04] if objective in ("huber", "lad") else []
 

@@ -21,7 +21,7 @@ Array = np.ndarray
 
 _FEWEST_CLUSTERS = 4  # with fewer, rows are resampled one by one
 LEVEL = 0.95
-_TOO_WIDE = 10.0  # an interval of a positive parameter that spans this factor does not identify it
+TOO_WIDE = 10.0  # an interval of a positive parameter that spans this factor does not identify it
 
 
 class Draws(NamedTuple):
@@ -91,7 +91,7 @@ def parameter_intervals(fit: Fit, draws: Draws) -> dict[str, dict[str, Any]]:
       why = "at a bound of the search"
     elif not bottom < top:
       why = "the resamples do not differ: too few rows"
-    elif not (np.isfinite(top) and bottom > 0 and top / bottom < _TOO_WIDE):
+    elif not (np.isfinite(top) and bottom > 0 and top / bottom < TOO_WIDE):
       why = "the interval spans a factor of 10 or more"
     intervals[name] = {
       "method": draws.method, "level": LEVEL, "low": bottom, "high": top, "identified": not why, "why": why,
