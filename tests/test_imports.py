@@ -25,7 +25,8 @@ ALLOWED = {
   "cli": {"*"},
 }
 PURE = (
-  "laws", "fit", "uncertainty", "optimal", "table", "newton", "objectives", "starts", "search", "rows", "counting",
+  "laws", "equations", "fit", "uncertainty", "profile", "optimal", "allocation", "table", "newton", "objectives", "starts",
+  "search", "rows", "counting", "sensitivity", "fitted", "fitting",
 )  # fmt: skip  # of scaling: no flax, no optax, no train
 FORBIDDEN_IN_PURE = {"flax", "optax", "orbax", "ml_collections", "ilya_jax.train", "ilya_jax.models", "ilya_jax.tasks"}
 

@@ -11,7 +11,8 @@ from ilya_jax.scaling import curves, fitting, plots
 from ilya_jax.scaling.curves import Curve, Run
 from ilya_jax.scaling.document import percent
 from ilya_jax.scaling.drawing import short
-from ilya_jax.scaling.fitting import FittedLaw, FittedTable
+from ilya_jax.scaling.fitted import FittedLaw, frontier
+from ilya_jax.scaling.fitting import FittedTable
 from ilya_jax.scaling.rows import Options, rows_of_form
 from ilya_jax.scaling.sweep import Sweep
 from ilya_jax.scaling.table import Table, read_table
@@ -130,7 +131,7 @@ def _frontier(law: FittedLaw, measured: plots.Measured, forms: Sequence[Mapping[
   top = min(max([3.0 * compute.max(), *targets]), _BEYOND * compute.max())
   grid = np.geomspace(compute.min() / 1.5, top, 50)
   with np.errstate(all="ignore"):
-    found = fitting.frontier(law, grid)
+    found = frontier(law, grid)
   limited = {}
   for name, values in found.items():
     low, high = values[0] * 1e-9, values[0] * 1e9  # resamples may leave an end of a band open: drawn far, but finite

@@ -12,8 +12,9 @@ import numpy as np
 
 from ilya_jax import __version__
 from ilya_jax.errors import UserError
-from ilya_jax.scaling import optimal, profile, uncertainty
+from ilya_jax.scaling import fitted, optimal, profile, uncertainty
 from ilya_jax.scaling.fit import Fit
+from ilya_jax.scaling.fitted import FittedLaw
 from ilya_jax.scaling.laws import FORMS, VARIABLES
 from ilya_jax.scaling.rows import (
   Options,
@@ -25,52 +26,14 @@ from ilya_jax.scaling.rows import (
   rows_of_form,
   seed_spread,
   short_lengths,
-  variables_of,
 )
+from ilya_jax.scaling.sensitivity import sensitivity
 from ilya_jax.scaling.table import Table
 
 Array = np.ndarray
 
 _AUTO = tuple(name for name in FORMS if name != "overtraining")  # which is the tied form in other variables
 _JOINT = tuple(name for name, form in FORMS.items() if len(form.variables) > 1)
-
-
-class FittedLaw(NamedTuple):
-  """A law with its resamples, for figures: `predict` and `band` take arrays [k] of its variables."""
-
-  fit: Fit
-  draws: uncertainty.Draws | None
-
-  @property
-  def name(self) -> str:
-    """The form's name."""
-    return self.fit.form
-
-  @property
-  def equation(self) -> str:
-    """The form's equation."""
-    return FORMS[self.fit.form].equation
-
-  @property
-  def variables(self) -> tuple[str, ...]:
-    """Which of N, D, C it takes."""
-    return FORMS[self.fit.form].variables
-
-  def predict(self, **variables: Array) -> Array:
-    """The loss [k]."""
-    return self.fit.predict(**{v: variables[v] for v in self.variables})
-
-  def band(self, **variables: Array) -> tuple[Array, Array] | None:
-    """The 95 % interval of the law, [k] and [k]; None without resamples."""
-    if self.draws is None:
-      return None
-    return uncertainty.law_band(self.fit.form, self.draws, self.fit.points.centre, **variables)
-
-  def run_interval(self, **variables: float) -> tuple[float, float] | None:
-    """The 95 % interval of a new run's loss; None without resamples."""
-    if self.draws is None:
-      return None
-    return uncertainty.prediction_band(self.fit.form, self.draws, self.fit.points.centre, **variables)
 
 
 class FittedTable(NamedTuple):
@@ -124,11 +87,14 @@ def fit_table(table: Table, options: Options) -> FittedTable:
       records[name]["sensitivity"] = sensitivity(
         table, kept, held, name=name, options=options, shortened=bool(dropping and dropping["dropped_lengths"])
       )
+  fitted.compare_optima(laws, records, ranking)
   result = {
     "forms": [records[name] for name in ranking],
     "ranking": ranking,
     "not_fitted": skipped,
     "checklist": checklist(table, options, kept=kept, held=held, clusters=clusters, spread=spread, records=records),
+    "between_forms": fitted.between_forms(records, ranking),
+    "definitions": fitted.counted_both_ways(table, kept, options),
     "data": _data(table, dropping=dropping, spread=spread, kept=kept, held=held),
     "command": options.command,
     "versions": {"ilya_jax": __version__, **{name: metadata.version(name) for name in ("numpy", "scipy")}},
@@ -171,7 +137,7 @@ def _record(
     "inner_clusters": used,
     "mean_abs_residual": float(100 * np.abs(fit.residuals).mean()),
     "held_out": _held_out(law, table, rows=rows, held=held),
-    "optimal": _optimal(law, table, options),
+    "optimal": fitted.optimum(law, table, options),
     "predictions": [_prediction(law, at) for at in options.predict if not _unknown(law, at)],
     "sensitivity": [],
   }
@@ -224,83 +190,6 @@ def _held_out(law: FittedLaw, table: Table, *, rows: Array, held: Array) -> dict
   C = table.values.get("C")
   ratio = None if C is None else float(C[held].max() / C[rows].max())
   return {"n": len(points), "mape": float(100 * np.mean(errors)), "c_ratio": ratio, "points": points}
-
-
-def _optimal(law: FittedLaw, table: Table, options: Options) -> dict[str, Any] | None:
-  """Exponents a and b, and the optimum at each target compute (at the table's largest if there is none)."""
-  found = optimal.exponents(law.name, law.fit.parameters)
-  if found is None:
-    return None
-  targets = list(options.target_compute) or ([float(table.values["C"].max())] if "C" in table.values else [])
-  drawn = None if law.draws is None else optimal.exponents(law.name, law.draws.parameters)
-  record: dict[str, Any] = {}
-  for k, name in enumerate(("a", "b")):
-    low, high = (None, None) if drawn is None else uncertainty.interval(np.asarray(drawn[k]))
-    record[name] = {"value": float(found[k]), "low": low, "high": high}
-  record["targets"] = [_target(law, compute) for compute in targets]
-  return record
-
-
-def _target(law: FittedLaw, compute: float) -> dict[str, Any]:
-  """N, D, loss and tokens_per_parameter at one compute, with their intervals, and N* by minimisation."""
-  record: dict[str, Any] = {"C": compute}
-  for name, (value, low, high) in frontier(law, np.array([compute])).items():
-    record |= {name: float(value[0]), f"{name}_low": float(low[0]), f"{name}_high": float(high[0])}
-  try:
-    record["numeric_N"] = optimal.minimise(law.name, law.fit.parameters, compute=compute).N
-  except ValueError:
-    record["numeric_N"] = None
-  return record
-
-
-def frontier(law: FittedLaw, compute: Array) -> dict[str, Array]:
-  """N, D, loss and tokens_per_parameter of the optimum at compute [k] FLOP, each [3, k] as value, low, high.
-
-  low and high are nan without resamples. Raises ValueError for a law of one variable.
-  """
-  best = optimal.allocate(law.name, law.fit.parameters, compute=compute)
-  if best is None:
-    raise ValueError(f"{law.name} has no optimum at C = 6 N D")
-  values = {"N": best.N, "D": best.D, "loss": best.loss, "tokens_per_parameter": best.D / best.N}
-  if law.draws is None:
-    return {name: np.stack([value, *[np.full_like(value, np.nan)] * 2]) for name, value in values.items()}
-  columns = {name: drawn[:, None] for name, drawn in law.draws.parameters.items()}
-  drawn = optimal.allocate(law.name, columns, compute=compute[None])
-  assert drawn is not None
-  log_n, log_d = np.log(drawn.N) - law.fit.points.centre["N"], np.log(drawn.D) - law.fit.points.centre["D"]  # [S, k]
-  of = FORMS[law.name].log_loss
-  at = [{"N": n, "D": d, "D_unique": d} for n, d in zip(log_n, log_d, strict=True)]
-  losses = [of(theta[None], at[s])[0][0] for s, theta in enumerate(law.draws.theta)]
-  samples = {"N": drawn.N, "D": drawn.D, "loss": np.exp(losses), "tokens_per_parameter": drawn.D / drawn.N}
-  return {name: np.stack([values[name], *np.quantile(samples[name], [0.025, 0.975], axis=0)]) for name in values}
-
-
-def sensitivity(
-  table: Table, kept: Array, held: Array, *, name: str, options: Options, shortened: bool
-) -> list[dict[str, Any]]:
-  """The law refitted under other choices: parameters, and the held-out error in % (predicted / measured - 1, mean)."""
-  variants: list[tuple[str, Table, Array, Options]] = [("as fitted", table, kept, options)]
-  if shortened:
-    variants.append(("no length dropped", table, ~held, options))
-  if options.objective == "huber":
-    for factor in (0.1, 10.0):
-      delta = options.delta * factor
-      variants.append((f"delta {delta:g}", table, kept, options._replace(delta=delta)))
-  variants.append(("least squares of logs", table, kept, options._replace(objective="lsq_log")))
-  if "N_total" in table.columns and "N" in table.values:
-    counted = {**table.values, "N": table.columns["N_total"].astype(float)}
-    variants.append(("N_total for N", table._replace(values=counted), kept, options))
-  size = table.values.get("C", table.values.get("D"))
-  if size is not None:
-    variants.append(("largest fitted point left out", table, kept & (size < size[kept].max()), options))
-  records = []
-  for what, data, rows, changed in variants:
-    if lacking(data, rows, name) is None:
-      law = fit_rows(data, rows, name=name, options=changed, count=min(options.starts, 24))
-      predicted = law.predict(**variables_of(data, held, name)) / data.values["loss"][held] - 1 if held.any() else None
-      error = None if predicted is None else float(100 * predicted.mean())
-      records.append({"what": what, "n_points": int(rows.sum()), "parameters": law.parameters, "held_out_error": error})
-  return records
 
 
 def _data(table: Table, *, dropping: Any, spread: float | None, kept: Array, held: Array) -> dict[str, Any]:

@@ -30,10 +30,10 @@ class Allocation(NamedTuple):
 
 def exponents(form: str, parameters: Mapping[str, Any]) -> tuple[Any, Any] | None:
   """(a, b) of N* ~ C^a and D* ~ C^b; None for a law without an optimum at C = 6 N D."""
-  terms = _terms(form, parameters)
-  if terms is None:
+  found = terms(form, parameters)
+  if found is None:
     return None
-  alpha, _, beta, _ = terms
+  alpha, _, beta, _ = found
   return beta / (alpha + beta), alpha / (alpha + beta)
 
 
@@ -42,10 +42,10 @@ def allocate(form: str, parameters: Mapping[str, Any], *, compute: Any) -> Alloc
 
   Parameters may be arrays (resamples) that broadcast with `compute`; the loss is then left nan.
   """
-  terms = _terms(form, parameters)
-  if terms is None:
+  found = terms(form, parameters)
+  if found is None:
     return None
-  alpha, log_a, beta, log_b = terms
+  alpha, log_a, beta, log_b = found
   log_product = np.log(np.asarray(compute, np.float64) / FLOP_PER_PARAMETER_AND_TOKEN)
   log_g = (np.log(alpha) + log_a - np.log(beta) - log_b) / (alpha + beta)
   log_n = log_g + beta / (alpha + beta) * log_product
@@ -83,7 +83,7 @@ def minimise(form: str, parameters: Mapping[str, float], *, compute: float) -> A
   return Allocation(compute, N, product / N, float(np.exp(log_loss(np.asarray(log_n)))))
 
 
-def _terms(form: str, parameters: Mapping[str, Any]) -> tuple[Any, Any, Any, Any] | None:
+def terms(form: str, parameters: Mapping[str, Any]) -> tuple[Any, Any, Any, Any] | None:
   """(alpha, ln A, beta, ln B) of the two terms whose sum the law increases with."""
   p = parameters
   if form in ("chinchilla", "data_constrained"):  # where every token is new

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ilya_jax.config import fields
-from ilya_jax.scaling import document
+from ilya_jax.scaling import document, law_tables
 from ilya_jax.scaling.curves import Run
 from ilya_jax.scaling.document import Part, Row, Section, Table, interval, number, percent, plain_symbol
 from ilya_jax.scaling.drawing import short
@@ -77,7 +77,7 @@ def summary_section(runs: Sequence[Run], families: Sequence[Family]) -> Section:
   for family in families:
     title, best = document.family_title(family.name), family.best
     if best is not None:
-      sentence = document.held_out_sentence(best, family.measured.loss_unit)
+      sentence = law_tables.held_out_sentence(best, family.measured.loss_unit)
       said.append(
         f"{title}: the law with the smallest inner error is {best['form']}. {sentence} {family.test_note}".rstrip()
       )
@@ -148,7 +148,7 @@ def table_sections(family: Family) -> list[Section]:
   text = []
   if best is not None:
     text.append(
-      f"By inner error the law is {best['form']}. {document.held_out_sentence(best, family.measured.loss_unit)}"
+      f"By inner error the law is {best['form']}. {law_tables.held_out_sentence(best, family.measured.loss_unit)}"
     )
   data = family.result["data"]
   facts = [

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ilya_jax.scaling.document import variables
 from ilya_jax.scaling.drawing import short
+from ilya_jax.scaling.law_tables import variables
 from ilya_jax.scaling.laws import FORMS
 from ilya_jax.scaling.sections import Family
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ilya_jax.scaling import document, drawing, plots
+from ilya_jax.scaling import document, drawing, law_tables, plots
 from ilya_jax.scaling.document import Part, Picture, Section, percent
 from ilya_jax.scaling.families import Family
 from ilya_jax.scaling.laws import FORMS
@@ -20,12 +20,12 @@ def family_section(family: Family, *, draw: Draw) -> Section:
   parts = [_curves_part(family, draw)]
   if best is not None:
     parts += [_chosen_part(family, best, draw), _test_part(family, draw), _errors_part(family, best, draw)]
-    table = document.sensitivity_table(best)
+    table = law_tables.sensitivity_table(best)
     if table is not None:
       parts.append(Part(f"What moves the {best['form']} fit", f"{name}-sensitivity", tables=[table]))
     others = family.result["forms"][1:]
-    parts += [_other_part(family, form, draw) for form in others if len(document.variables(form)) > 1]
-    single = [form for form in others if len(document.variables(form)) == 1]
+    parts += [_other_part(family, form, draw) for form in others if len(law_tables.variables(form)) > 1]
+    single = [form for form in others if len(law_tables.variables(form)) == 1]
     if single:
       parts.append(_single_part(family, single, draw))
   return Section(document.family_title(name), name, parts)
@@ -97,9 +97,9 @@ def _law_figures(family: Family, form: Mapping[str, Any], draw: Draw) -> list[Pi
 
 
 def _chosen_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
-  sentence = document.held_out_sentence(form, family.measured.loss_unit)
+  sentence = law_tables.held_out_sentence(form, family.measured.loss_unit)
   others = [
-    other for other in family.result["forms"] if len(document.variables(other)) == len(document.variables(form))
+    other for other in family.result["forms"] if len(law_tables.variables(other)) == len(law_tables.variables(form))
   ]
   left_out = f"{form['inner_clusters']} of the largest fitted runs or trunks left out in turn"
   if form["inner_mape"] is None:
@@ -110,7 +110,7 @@ def _chosen_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
     choice = f"{form['form']} is the law that these points determine; its error on {left_out} is {percent(form['inner_mape'])}."
   return Part(f"The law: {form['form']}", f"{family.name}-law", law=document.equation(form["equation"]), notices=_starts_notice(form),
               text=[f"{choice} {sentence}"], figures=_law_figures(family, form, draw),
-              tables=[document.parameter_table(form)])  # fmt: skip
+              tables=[law_tables.parameter_table(form)])  # fmt: skip
 
 
 def _starts_notice(form: Mapping[str, Any]) -> list[str]:
@@ -128,7 +128,7 @@ def _test_part(family: Family, draw: Draw) -> Part:
   held, name = family.measured.take("held_out"), family.name
   points = {
     form["form"]: ((form.get("held_out") or {}).get("points") or [None])[0]
-    for form in family.result["forms"] if document.variables(form) not in (("N",), ("D",))
+    for form in family.result["forms"] if law_tables.variables(form) not in (("N",), ("D",))
   }  # fmt: skip
   if len(held.loss) == 1 and points and all(points.values()):
     rows = [
@@ -148,7 +148,7 @@ def _test_part(family: Family, draw: Draw) -> Part:
   figures += _resample_figure(family, draw)
   notes = [family.test_note] if family.test_note else []
   title = "Test on the held-out run" if family.has_held_out else "Comparison of the laws"
-  return Part(title, f"{name}-test", text=notes, figures=figures, tables=[document.ranking_table(family.result)])
+  return Part(title, f"{name}-test", text=notes, figures=figures, tables=[law_tables.ranking_table(family.result)])
 
 
 def _resample_figure(family: Family, draw: Draw) -> list[Picture]:
@@ -188,15 +188,18 @@ def _errors_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
       f"The size N*, the tokens D* and their ratio that minimise the loss at each compute by {family.frontier_of}, with "
       "95 % bands. Dots are the runs, the shade their range: outside it the lines extrapolate.",
     ))  # fmt: skip
-    table = document.optimal_table(next(f for f in family.result["forms"] if f["form"] == family.frontier_of))
-    tables = [table] if table is not None else []
-  return Part("Residuals and allocation", f"{name}-residuals", figures=figures, tables=tables)
+    of = next(f for f in family.result["forms"] if f["form"] == family.frontier_of)
+    tables = [table for table in (law_tables.optimal_table(of), law_tables.rules_table(of)) if table is not None]
+  between = law_tables.between_table(family.result)
+  counted = law_tables.definitions_sentence(family.result)
+  return Part("Residuals and allocation", f"{name}-residuals", text=[counted] if counted else [], figures=figures,
+              tables=[*tables, between] if between is not None else tables)  # fmt: skip
 
 
 def _other_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
   return Part(f"Also fitted: {form['form']}", f"{family.name}-{form['form']}", law=document.equation(form["equation"]),
-              notices=_starts_notice(form), text=[document.held_out_sentence(form, family.measured.loss_unit)],
-              figures=_law_figures(family, form, draw), tables=[document.parameter_table(form)])  # fmt: skip
+              notices=_starts_notice(form), text=[law_tables.held_out_sentence(form, family.measured.loss_unit)],
+              figures=_law_figures(family, form, draw), tables=[law_tables.parameter_table(form)])  # fmt: skip
 
 
 def _single_part(family: Family, forms: Sequence[Mapping[str, Any]], draw: Draw) -> Part:
@@ -207,7 +210,7 @@ def _single_part(family: Family, forms: Sequence[Mapping[str, Any]], draw: Draw)
   )
   figures = [figure for form in forms for figure in _law_figures(family, form, draw)]
   return Part("Laws of one variable", f"{family.name}-single", notices=[n for form in forms for n in _starts_notice(form)], text=[text],
-              figures=figures, tables=[document.single_table(forms)])  # fmt: skip
+              figures=figures, tables=[law_tables.single_table(forms)])  # fmt: skip
 
 
 def families_section(families: Sequence[Family], *, draw: Draw) -> Section:
