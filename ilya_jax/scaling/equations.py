@@ -34,9 +34,14 @@ def power_law(variable: str) -> Callable[[Array, Logs], tuple[Array, Array]]:
   return log_loss
 
 
-def power_floor(theta: Array, logs: Logs) -> tuple[Array, Array]:
-  """ln L of E + (N_c/N)^a, theta = (E, ln of the term at the centre, a)."""
-  return _with_floor(theta[:, :1], *power_law("N")(theta[:, 1:], logs))
+def power_floor(variable: str) -> Callable[[Array, Logs], tuple[Array, Array]]:
+  """ln L of E + (X_c/X)^a, theta = (E, ln of the term at the centre, a)."""
+  power = power_law(variable)
+
+  def log_loss(theta: Array, logs: Logs) -> tuple[Array, Array]:
+    return _with_floor(theta[:, :1], *power(theta[:, 1:], logs))
+
+  return log_loss
 
 
 def chinchilla(theta: Array, logs: Logs) -> tuple[Array, Array]:

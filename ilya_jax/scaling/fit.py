@@ -20,7 +20,7 @@ from scipy import optimize, special
 
 from ilya_jax.errors import UserError
 from ilya_jax.scaling import search, starts
-from ilya_jax.scaling.laws import FORMS, Form
+from ilya_jax.scaling.laws import FORMS, Form, for_variables
 from ilya_jax.scaling.objectives import Points, centred, check_objective
 
 Array = np.ndarray
@@ -81,17 +81,18 @@ def fit_law(
 ) -> Fit:
   """Fits `form` to n rows.
 
-  form: a name in `laws.FORMS`. loss [n], and N, D, C, S, D_unique [n] whichever the form takes (parameters, tokens, FLOP,
-  optimizer steps, different tokens).
+  form: a name in `laws.FORMS`; `power` and `power_floor` take the first of N, D, C that is given. loss [n], and N, D, C, S,
+  D_unique [n] whichever the form takes (parameters, tokens, FLOP, optimizer steps, different tokens).
   weights [n]: how much each row counts (1). objective: huber, lad, lsq_log or lsq; delta: of huber.
   start_count: random starts and grid cells together. Raises UserError for an unknown form or objective, for rows that
   are not positive and finite, and where the rows cannot determine the law (`check_identifiable`).
   """
+  given = {"N": N, "D": D, "C": C, "S": S, "D_unique": D_unique}
+  form = for_variables(form, [name for name, values in given.items() if values is not None])
   law = get_form(form)
   check_objective(objective, delta)
   if start_count < 1:
     raise UserError(f"{start_count} starts", "at least 1", "change --starts")
-  given = {"N": N, "D": D, "C": C, "S": S, "D_unique": D_unique}
   variables = {name: given[name] for name in law.variables}
   check_rows(law, loss, variables)
   points = centred(law, loss, {v: np.asarray(a, np.float64) for v, a in variables.items()})

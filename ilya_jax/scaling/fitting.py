@@ -15,7 +15,7 @@ from ilya_jax.errors import UserError
 from ilya_jax.scaling import fitted, optimal, profile, uncertainty
 from ilya_jax.scaling.fit import Fit
 from ilya_jax.scaling.fitted import FittedLaw
-from ilya_jax.scaling.laws import FORMS, VARIABLES
+from ilya_jax.scaling.laws import FORMS, VARIABLES, for_variables
 from ilya_jax.scaling.rows import (
   Options,
   fit_rows,
@@ -32,7 +32,8 @@ from ilya_jax.scaling.table import Table
 
 Array = np.ndarray
 
-_AUTO = tuple(name for name in FORMS if name != "overtraining")  # which is the tied form in other variables
+_AGAIN = ("overtraining", "power", "power_d", "power_c")  # the tied form and Kaplan's laws in other words
+_AUTO = tuple(name for name in FORMS if name not in _AGAIN)
 _JOINT = tuple(name for name, form in FORMS.items() if len(form.variables) > 1)
 
 
@@ -56,7 +57,7 @@ def fit_table(table: Table, options: Options) -> FittedTable:
   laws: dict[str, FittedLaw] = {}
   records: dict[str, dict[str, Any]] = {}
   skipped = {}
-  for name in _AUTO if auto else [name.strip() for name in options.form.split(",")]:
+  for name in _AUTO if auto else [for_variables(name.strip(), table.values) for name in options.form.split(",")]:
     rows = rows_of_form(table, kept, name) if auto else kept
     if auto and (reason := lacking(table, rows, name)) is not None:
       skipped[name] = reason

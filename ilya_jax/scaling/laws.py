@@ -24,7 +24,7 @@ paper prints other constants than these says how they follow from each other (`R
 Axis letters: S parameter vectors, n rows of the table, P parameters.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,10 +145,15 @@ def _kaplan_parameters(variable: str) -> tuple[Parameter, ...]:
   return (Parameter(f"{variable}_c", "scale", variable, exponent), Parameter(exponent, "exponent"))
 
 
-def _kaplan_of_one(x: str, *, source: str) -> Form:
-  """Kaplan's power law in one variable."""
-  name, equation = f"kaplan_{x.lower()}", f"L({x}) = ({x}_c/{x})^alpha_{x}"
-  return Form(name, equation, f"Kaplan et al. 2020, {source}", (x,), _kaplan_parameters(x), equations.power_law(x))
+def _of_one(name: str, x: str, *, source: str, floor: bool = False) -> Form:
+  """A power law in one variable, in Kaplan's notation, with or without an irreducible loss."""
+  equation, parameters = f"L({x}) = ({x}_c/{x})^alpha_{x}", _kaplan_parameters(x)
+  if floor:
+    return Form(
+      name, equation.replace("= ", "= E + "), f"{source}, with an irreducible loss E", (x,), (_FLOOR, *parameters),
+      equations.power_floor(x),
+    )  # fmt: skip
+  return Form(name, equation, source, (x,), parameters, equations.power_law(x))
 
 
 _FLOOR = Parameter("E", "floor")
@@ -172,12 +177,22 @@ _ONE_EXPONENT = (
   Parameter("alpha", "exponent"),
 )
 
+_KAPLAN = {
+  "N": "Kaplan et al. 2020, eq. 1.1",
+  "D": "Kaplan et al. 2020, eq. 1.2",
+  "C": "Kaplan et al. 2020, eqs. 1.3 and 3.3",
+}
+# The power laws by the variable that a table has: `power` is Kaplan's law under the name that other fields use.
+_POWER = {
+  "N": {"power": "power", "power_floor": "power_floor"},
+  "D": {"power": "power_d", "power_floor": "power_floor_d"},
+  "C": {"power": "power_c", "power_floor": "power_floor_c"},
+}
+
 FORMS: Mapping[str, Form] = {
   form.name: form
   for form in (
-    _kaplan_of_one("N", source="eq. 1.1"),
-    _kaplan_of_one("D", source="eq. 1.2"),
-    _kaplan_of_one("C", source="eqs. 1.3 and 3.3"),
+    *(_of_one(f"kaplan_{x.lower()}", x, source=source) for x, source in _KAPLAN.items()),
     Form(
       "kaplan_nd",
       "L(N, D) = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D",
@@ -252,13 +267,12 @@ FORMS: Mapping[str, Form] = {
       (*_TWO_TERMS, Parameter("R_N", "constant"), Parameter("R_D", "constant")),
       equations.data_constrained,
     ),
-    Form(
-      "power_floor",
-      "L(N) = E + (N_c/N)^alpha_N",
-      "Kaplan et al. 2020, eq. 1.1, with an irreducible loss E",
-      ("N",),
-      (_FLOOR, *_kaplan_parameters("N")),
-      equations.power_floor,
-    ),
+    *(_of_one(names["power"], x, source=_KAPLAN[x]) for x, names in _POWER.items()),
+    *(_of_one(names["power_floor"], x, source=_KAPLAN[x], floor=True) for x, names in _POWER.items()),
   )
 }
+
+
+def for_variables(name: str, have: Collection[str]) -> str:
+  """The form meant by `name` where these variables are known: `power` and `power_floor` take the first of N, D, C that is."""
+  return next((names[name] for x, names in _POWER.items() if name in names and x in have), name)

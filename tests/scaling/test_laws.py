@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ilya_jax.scaling.laws import FORMS
+from ilya_jax.scaling.laws import FORMS, for_variables
 
 PRINTED = {  # constants that are all identified on the table below
   "kaplan_n": {"N_c": 8.8e13, "alpha_N": 0.076},
@@ -17,7 +17,12 @@ PRINTED = {  # constants that are all identified on the table below
   "overtraining": {"E": 1.69, "a": 260.0, "b": 520.0, "eta": 0.14},
   "kaplan_ns": {"N_c": 6.5e13, "S_c": 2.1e3, "alpha_N": 0.077, "alpha_S": 0.76},
   "data_constrained": {"E": 1.87, "A": 521.0, "B": 1488.0, "alpha": 0.35, "beta": 0.35, "R_N": 5.3, "R_D": 15.4},
+  "power": {"N_c": 8.8e13, "alpha_N": 0.076},
+  "power_d": {"D_c": 5.4e13, "alpha_D": 0.095},
+  "power_c": {"C_c": 3.1e8 * 8.64e19, "alpha_C": 0.050},
   "power_floor": {"E": 1.5, "N_c": 1e9, "alpha_N": 0.3},
+  "power_floor_d": {"E": 1.5, "D_c": 1e11, "alpha_D": 0.3},
+  "power_floor_c": {"E": 1.5, "C_c": 1e21, "alpha_C": 0.2},
 }
 CENTRE = {"N": 18.0, "D": 22.0, "C": 42.0, "S": 9.0, "D_unique": 22.0}
 
@@ -148,3 +153,13 @@ def test_repeated_tokens_are_worth_less_until_they_are_worth_nothing():
   np.testing.assert_allclose(
     law.loss(p, N=10 * best, D=U, D_unique=U), FORMS["chinchilla"].loss(chinchilla, N=worth, D=U), rtol=1e-12
   )
+
+
+@pytest.mark.parametrize(("have", "power", "floor"), [
+  ("NDC", "power", "power_floor"), ("DC", "power_d", "power_floor_d"), ("C", "power_c", "power_floor_c"),
+])  # fmt: skip
+def test_power_laws_take_the_variable_that_is_there(have, power, floor):
+  assert for_variables("power", have) == power
+  assert for_variables("power_floor", have) == floor
+  assert for_variables("chinchilla", have) == "chinchilla"
+  assert FORMS[floor].variables == (have[0],)
