@@ -100,7 +100,7 @@ def fit_table(table: Table, options: Options) -> FittedTable:
     "command": options.command,
     "versions": {"ilya_jax": __version__, **{name: metadata.version(name) for name in ("numpy", "scipy")}},
   }
-  return FittedTable(_plain(result), laws, np.where(held, "held_out", np.where(kept, "fit", "dropped")))
+  return FittedTable(plain(result), laws, np.where(held, "held_out", np.where(kept, "fit", "dropped")))
 
 
 def _record(
@@ -239,12 +239,12 @@ def checklist(
   }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
   """JSON values: NumPy numbers made plain, what is not finite made null."""
   if isinstance(value, Mapping):
-    return {str(k): _plain(v) for k, v in value.items()}
+    return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, list | tuple):
-    return [_plain(v) for v in value]
+    return [plain(v) for v in value]
   if isinstance(value, np.generic):
     value = value.item()
   return None if isinstance(value, float) and not np.isfinite(value) else value
