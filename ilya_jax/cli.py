@@ -105,6 +105,7 @@ def _add_fit(commands: Any) -> None:
   fit.add_argument("--bootstrap", type=int, default=1000, help="resamples; 0: none")
   fit.add_argument("--seed", type=int, default=0)
   fit.add_argument("--starts", type=int, default=64, help="starts of each optimisation")
+  fit.add_argument("--isoflop", action="store_true", help="valleys of equal compute: best sizes by five methods")
   fit.add_argument("--predict", action="append", default=[], metavar="'N=1e9,D=2e10'")
   fit.add_argument("--target-compute", action="append", default=[], type=float, metavar="FLOP")
   fit.add_argument("--formats", default="html,json,svg,png")

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ilya_jax.errors import RunFailed, UserError
 from ilya_jax.parallel import distributed
 from ilya_jax.scaling import launch
@@ -121,6 +123,8 @@ def _line(name: str, state: dict[str, Any]) -> str:
 
 def fit(arguments: Any) -> int:
   """Fits laws to tables or sweeps as the parsed arguments of `ilya-jax fit` say; returns the exit code."""
+  from ilya_jax.scaling import budgets, isoflop
+  from ilya_jax.scaling.curves import read_trainings
   from ilya_jax.scaling.fitting import fit_table
   from ilya_jax.scaling.report import report_fit
   from ilya_jax.scaling.table import drop_highest_losses, read_table
@@ -145,7 +149,12 @@ def fit(arguments: Any) -> int:
     target_compute=[_positive(value, flag="--target-compute") for value in arguments.target_compute],
     command=" ".join(["ilya-jax", *sys.argv[1:]]),
   )
+  if arguments.isoflop:
+    budgets.find(table, np.ones(table.n_rows, bool))  # refused before the fits
   fitted = fit_table(table, options)
+  if arguments.isoflop:
+    trainings = read_trainings(arguments.inputs, table, fitted.part)
+    fitted.result["isoflop"] = isoflop.of_fit(fitted, table, options=options, trainings=trainings)
   report_fit(fitted, table, arguments.out, formats=formats)
   return 0
 

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ilya_jax.scaling.envelope import Training
 from ilya_jax.scaling.sweep import Cell, Sweep, cell_folder, cell_state
+from ilya_jax.scaling.table import Table
 from ilya_jax.train.metrics import read_json, read_rows
 from ilya_jax.train.optimizer import branch_step
 
@@ -101,3 +103,26 @@ def envelope(found: Sequence[Curve]) -> tuple[Array, Array]:
   lowest = np.minimum.accumulate(loss[order])
   kept = np.flatnonzero(np.diff(lowest, prepend=np.inf) < 0)
   return flops[order][kept], lowest[kept]
+
+
+def read_trainings(paths: Sequence[Path], table: Table, part: Array) -> list[Training]:
+  """The loss curves of the sweeps among `paths`, smoothed: the cells of the rows whose `part` [n] is "fit", and their trunks.
+
+  A branch is left out, as its trunk is there. Files, and folders without a sweep.json, give none.
+  """
+  wanted = {
+    cell for name in ("cell", "trunk") if name in table.columns for cell in table.columns[name][np.asarray(part) == "fit"]
+  }
+  trainings = []
+  for path in paths:
+    record = read_json(path / "sweep.json") or {"cells": {}}
+    for name, cell in record["cells"].items():
+      rows = [row for row in read_rows(cell_folder(path, name) / "metrics.jsonl") if row["split"] == "train" and row["step"] > 0]
+      if name not in wanted or cell["trunk"] != name or len(rows) < 2:
+        continue
+      steps, loss = smoothed(np.array([row["step"] for row in rows]), np.array([row["loss"] for row in rows]))
+      flops = np.interp(steps, [row["step"] for row in rows], [row["flops"] for row in rows])
+      constant = cell["role"] == "trunk" or cell["overrides"].get("schedule.name") == "constant"
+      tokens = flops * cell["D"] / cell["C"]
+      trainings.append(Training(float(cell["N"]), flops, tokens, loss, constant, "training losses, smoothed"))
+  return trainings

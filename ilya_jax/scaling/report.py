@@ -17,6 +17,7 @@ from ilya_jax.scaling.document import Picture, Section
 from ilya_jax.scaling.families import Family, sweep_family, table_family
 from ilya_jax.scaling.fitting import FittedTable
 from ilya_jax.scaling.sections import Draw
+from ilya_jax.scaling.sections_isoflop import isoflop_section, lines
 from ilya_jax.scaling.sweep import Sweep
 from ilya_jax.scaling.table import Table
 
@@ -101,6 +102,7 @@ def report_fit(fitted: FittedTable, table: Table, out: Path, *, formats: Sequenc
   made = [
     *overview.table_sections(family),
     sections.family_section(family, draw=draw),
+    *([isoflop_section(found, unit=unit, draw=draw)] if (found := fitted.result.get("isoflop")) else []),
     overview.checklist_section([family]),
   ]
   if "json" in formats:
@@ -114,6 +116,8 @@ def report_fit(fitted: FittedTable, table: Table, out: Path, *, formats: Sequenc
     os.replace(path, target)
   shutil.rmtree(building)
   print(printed.summary(f"fit of {len(family.measured.loss)} points", [family]))
+  if "isoflop" in fitted.result:
+    print(lines(fitted.result["isoflop"]))
   print(f"report: {out / 'report.html'}" if "html" in formats else f"written to {out}")
 
 
