@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
@@ -164,6 +164,9 @@ def corpus_sentence(runs: Sequence[Run]) -> str:
   }
   sentences = []
   for info in infos.values():
+    if info.get("d_unique_total") is None:
+      sentences.append(_language_sentence(info))
+      continue
     removed = info.get("duplicates_removed") or {}
     gone = (
       f"{counted(removed.get('documents', 0), 'document')} and {counted(removed.get('paragraphs', 0), 'paragraph')}"
@@ -176,6 +179,20 @@ def corpus_sentence(runs: Sequence[Run]) -> str:
       f"({gone} removed)."
     )
   return " ".join(sentences) or "Of the text there is no record."
+
+
+def _language_sentence(info: Mapping[str, Any]) -> str:
+  """On what generated language the runs were trained."""
+  known = info.get("entropy", info.get("entropy_rate"))
+  floor = (
+    f" No model can have an expected loss under {number(known, 5)} nats per token, the entropy of the language."
+    if known
+    else ""
+  )
+  return (
+    f"The text is generated, from the language {info['name']} (SHA-256 {info['fingerprint'][:12]}…), and never repeats; losses are "
+    f"measured on {counted(info.get('heldout_tokens', 0), 'token')} that no run has seen.{floor}"
+  )
 
 
 def counted(count: int, what: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from ilya_jax.data.lookup import lookup_source
 from ilya_jax.data.markov import markov_source
 from ilya_jax.data.tokenizer import token_dtype
 from ilya_jax.data.tokens import load_corpus, token_source
@@ -25,17 +26,31 @@ def make_source(config: ConfigDict) -> Source:
     "seed": config.seed,
     "eval_tokens": config.eval.tokens,
   }
-  if config.data.name == "markov":
-    source = markov_source(vocab_size=config.data.vocab_size, **shape)
+  if is_generated(config):
+    source = _generated(config.data.name, vocab_size=config.data.vocab_size, **shape)
     return source._replace(info={**source.info, "token_bytes": np.ones(config.data.vocab_size, np.int32)})
   corpus = load_corpus(config.data)
   source = token_source(corpus, **shape)
   return source._replace(info={**source.info, "token_bytes": corpus.token_bytes})
 
 
+def is_generated(config: ConfigDict) -> bool:
+  """Whether the text is a generated language of `config.data.vocab_size` symbols, sampled inside the step."""
+  return config.data.name.partition(":")[0] in ("markov", "lookup")
+
+
+def _generated(name: str, **sizes: int) -> Source:
+  kind, _, number = name.partition(":")
+  if kind == "markov" and not number:
+    return markov_source(**sizes)
+  if kind != "lookup" or not number.isdecimal():
+    raise UserError(f"config.data.name = {name!r}", "markov or lookup:NUMBER", "--config.data.name")
+  return lookup_source(int(number), **sizes)
+
+
 def make_stand_in(config: ConfigDict) -> Source:
   """A source of batches of the same shapes as `make_source`, all zeros, without any text: to compile a step for."""
-  if config.data.name == "markov":  # sampled inside the step, a part of what is compiled
+  if is_generated(config):  # sampled inside the step, a part of what is compiled
     return make_source(config)
   vocab_size = 256 if config.data.tokenizer == "bytes" else config.data.vocab_size
   tokens = np.zeros((config.batch_size, config.data.context + 1), token_dtype(vocab_size))
