@@ -46,8 +46,14 @@ def make_parser() -> argparse.ArgumentParser:
                example="ilya-jax sweep configs/sweeps/lm_tiny.py --workdir runs/sweep")  # fmt: skip
   sweep.add_argument("sweep", metavar="PATH[:VARIANT]", help="a sweep file; --config.FIELD=VALUE changes every cell")
   sweep.add_argument("--workdir", metavar="DIR", type=Path, help="folder of the sweep")
-  sweep.add_argument("--launcher", default="local", help="local (default)")
-  sweep.add_argument("--workers", type=int, default=0, help="worker processes (default: one a core on a CPU, else one)")
+  sweep.add_argument(
+    "--launcher", default="local", metavar="local|slurm|ray", help="what runs the cells (default local)"
+  )
+  sweep.add_argument("--launcher-option", action="append", default=[], metavar="KEY=VALUE",
+                     help="of slurm (partition=a, cpus_per_task=4, time=60, …) or ray (num_cpus=4, num_gpus=1, …)")  # fmt: skip
+  sweep.add_argument(
+    "--workers", type=int, default=0, help="cells at once (default, local: one a core on a CPU, else one)"
+  )
   sweep.add_argument(
     "--pack", type=int, default=1, help="cells of one shape and length trained side by side in one program (default 1)"
   )
@@ -188,12 +194,11 @@ def _sweep(arguments: Any) -> int:
   from ilya_jax.scaling import command
 
   _need(arguments, "workdir")
-  if arguments.launcher != "local":
-    raise UserError(f"--launcher {arguments.launcher}", "local", "--launcher")
   _start_processes(arguments)
   with distributed.ending_together():
     return command.sweep(arguments.sweep, arguments.workdir, overrides=arguments.overrides, only=arguments.only,
-                         workers=arguments.workers, pack=arguments.pack, dry_run=arguments.dry_run)  # fmt: skip
+                         workers=arguments.workers, pack=arguments.pack, dry_run=arguments.dry_run,
+                         launcher=arguments.launcher, launcher_options=arguments.launcher_option)  # fmt: skip
 
 
 def _status(arguments: Any) -> int:

@@ -32,6 +32,7 @@ def run_sweep(folder: str, *, cells: int, steps: int, pack: int) -> None:
   """Runs the cells as `ilya-jax sweep` does, without fits and report."""
   from ilya_jax.parallel.devices import use_compilation_cache
   from ilya_jax.scaling import launch, sweep
+  from ilya_jax.scaling.launch_local import LocalPool
 
   use_compilation_cache()
   plan = [
@@ -41,7 +42,8 @@ def run_sweep(folder: str, *, cells: int, steps: int, pack: int) -> None:
     for seed in range(cells)
   ]
   packs = sweep.make_packs(plan, size=pack)
-  outcome = launch.run_packs(packs, Path(folder), workers=launch.default_workers(), report=lambda line: None)
+  engine = LocalPool(launch.default_workers())
+  outcome = launch.run_packs(packs, Path(folder), engine=engine, report=lambda line: None)
   assert len(outcome.done) == cells, outcome.failed
 
 

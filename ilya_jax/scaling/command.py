@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ def _say(line: str) -> None:
 
 
 def sweep(
-  spec: str, sweep_dir: Path, *, overrides: Mapping[str, Any], only: str | None, workers: int, pack: int, dry_run: bool
-) -> int:
+  spec: str, sweep_dir: Path, *, overrides: Mapping[str, Any], only: str | None, workers: int, pack: int, dry_run: bool,
+  launcher: str = "local", launcher_options: Sequence[str] = (),
+) -> int:  # fmt: skip
   """Runs every cell not yet finished, then fits and writes the report; returns the exit code.
 
   Several processes train each cell together, one cell after another; the first of them writes.
@@ -34,9 +35,14 @@ def sweep(
     raise UserError(f"--pack {pack}", "a number of cells, 1 or more", "--pack")
   if workers < 0:
     raise UserError(f"--workers {workers}", "a number of processes, or 0 to choose", "--workers")
+  launch.check_launcher(launcher)
+  options = launch.read_options(launcher_options)
+  if launcher != "local" and distributed.several():
+    raise UserError(f"--launcher {launcher} in one of several processes", "one process alone", "--launcher")
   sweep_dir = sweep_dir.absolute()
   plan = sweeps.load_sweep(spec, overrides=overrides)
   cells = sweeps.select(plan.cells, only) if only else plan.cells
+  at_once = workers  # packs that Slurm or Ray may run side by side; 0: as many as there is room for
   workers = workers or launch.default_workers()
   if dry_run:
     from ilya_jax.scaling.estimate import print_plan
@@ -51,13 +57,18 @@ def sweep(
     # it began with.
     workers = record["workers"] if record is not None else workers
     packs = sweeps.make_packs(plan.cells, size=pack, kept=record["packs"] if record is not None else ())
-    distributed.first_does(lambda: sweeps.write_sweep_json(sweep_dir, plan, workers=workers, packs=packs))
+    execution = sweeps.Execution(launcher, sweeps.kept_options(record, launcher) | options, workers)
+    engine = None
+    if not distributed.several():  # before anything is written: it may refuse
+      room = workers if launcher == "local" else at_once
+      engine = launch.open_engine(launcher, execution.options, sweep_dir=sweep_dir, workers=room, report=_say)
+    distributed.first_does(lambda: sweeps.write_sweep_json(sweep_dir, plan, execution=execution, packs=packs))
     needed = sweeps.needed(packs, cells)
     began = time.monotonic()
-    if distributed.several():
+    if engine is None:
       outcome = launch.run_in_turn(needed, sweep_dir, report=_say if distributed.is_first() else lambda line: None)
     else:
-      outcome = launch.run_packs(needed, sweep_dir, workers=workers, report=_say)
+      outcome = launch.run_packs(needed, sweep_dir, engine=engine, report=_say)
     first = distributed.is_first()
     distributed.leave()
     if not first:

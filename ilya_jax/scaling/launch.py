@@ -1,17 +1,17 @@
-"""The launchers: a pool of worker processes that run cells side by side, or several processes that train each cell together."""
+"""Running the cells of a sweep: in which order, on which engine, what ended how, and how far it is.
+
+An engine runs packs of cells side by side: `launch_local` in processes of this machine, `launch_slurm` as tasks of job
+arrays, `launch_ray` in a Ray cluster. Several processes that train each cell together need none: `run_in_turn`.
+"""
 
 import contextlib
+import difflib
 import functools
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -20,11 +20,17 @@ from ilya_jax.errors import Preempted, RunFailed, UserError
 from ilya_jax.parallel import distributed
 from ilya_jax.parallel.devices import on_cpu, prepare_devices, use_compilation_cache
 from ilya_jax.scaling.sweep import Cell, cell_folder, cell_state, own_flops
-from ilya_jax.train.loop import SIGNALS, Job, Stop, Trunk, train_pack
+from ilya_jax.train.loop import Job, Stop, Trunk, train_pack
 from ilya_jax.train.metrics import clock, write_json
 
-_KILLS_ALLOWED = 3  # times a cell may be killed from outside before it counts as failed
-_LOCK_WAIT_S = 20.0  # for a worker of an earlier start to notice that its sweep is gone
+LAUNCHERS = ("local", "slurm", "ray")
+KILLS_ALLOWED = 3  # times a cell may be killed from outside, or stopped without progress, before it counts as failed
+
+Pack = Sequence[Cell]
+Ending = tuple[
+  str, str
+]  # of a cell: done, failed, killed, or preempted (the line is the signal's number); its last line
+Report = Callable[[str], None]
 
 
 class Outcome(NamedTuple):
@@ -34,9 +40,33 @@ class Outcome(NamedTuple):
   failed: dict[str, str]
 
 
-class _Worker(NamedTuple):
-  process: Any
-  connection: Connection
+class Engine(Protocol):
+  """What runs packs side by side. It knows no order and tries nothing twice; `run_packs` does."""
+
+  @property
+  def busy(self) -> bool:
+    """Whether any pack is under way."""
+
+  def adopt(self, packs: Sequence[Pack]) -> list[Pack]:
+    """Those of the packs that are under way from an earlier start; they are watched from now on."""
+
+  def free(self) -> Mapping[int, str]:
+    """Places where a pack can start now -> the program that has been compiled there, or ""."""
+
+  def start(self, place: int, pack: Pack, jobs: list[dict[str, Any]]) -> None:
+    """Starts a pack at a free place; jobs: what `run_jobs` takes."""
+
+  def running(self) -> list[Cell]:
+    """The cells that run."""
+
+  def finished(self, *, timeout_s: float) -> list[tuple[Pack, list[Ending]]]:
+    """Packs that ended, with the ending of each cell; waits about `timeout_s` seconds for one."""
+
+  def stop(self) -> None:
+    """Asks what runs to save and end, and starts nothing any more; may be called again and again."""
+
+  def close(self) -> None:
+    """Ends what the engine holds."""
 
 
 def default_workers() -> int:
@@ -44,58 +74,134 @@ def default_workers() -> int:
   return len(os.sched_getaffinity(0)) if on_cpu() else 1
 
 
-def run_packs(
-  packs: Sequence[Sequence[Cell]], sweep_dir: Path, *, workers: int, report: Callable[[str], None]
-) -> Outcome:
+def check_launcher(name: str) -> None:
+  """Raises UserError where there is no such launcher."""
+  if name not in LAUNCHERS:
+    raise UserError(f"--launcher {name}{_hint(name, LAUNCHERS)}", " | ".join(LAUNCHERS), "--launcher")
+
+
+def read_options(pairs: Iterable[str]) -> dict[str, str]:
+  """`KEY=VALUE` texts as a dict. Raises UserError on anything else."""
+  options = {}
+  for pair in pairs:
+    name, equals, value = (part.strip() for part in pair.partition("="))
+    if not equals or not name or not value:
+      raise UserError(f"--launcher-option {pair!r}", "KEY=VALUE", "--launcher-option")
+    options[name] = value
+  return options
+
+
+def check_names(options: Collection[str], names: Collection[str], *, launcher: str) -> None:
+  """Raises UserError on an option that the launcher does not have."""
+  for name in options:
+    if name not in names:
+      expected = f"one of {', '.join(sorted(names))}" if names else "none"
+      raise UserError(f"--launcher-option {name}{_hint(name, names)}", f"{expected} ({launcher})", "--launcher-option")
+
+
+def _hint(name: str, names: Collection[str]) -> str:
+  close = difflib.get_close_matches(name, names, n=1)
+  return f", did you mean {close[0]}?" if close else ""
+
+
+def open_engine(launcher: str, options: Mapping[str, str], *, sweep_dir: Path, workers: int, report: Report) -> Engine:
+  """The engine of a launcher, whose packages are imported only now.
+
+  workers: packs at once; 0: as many as the engine has room for (local: needs a number).
+  Raises UserError where its extra is missing, on unknown options, and on resources that nothing offers.
+  """
+  if launcher == "slurm":
+    from ilya_jax.scaling import launch_slurm
+
+    return launch_slurm.open_slurm(options, sweep_dir=sweep_dir, workers=workers, report=report)
+  if launcher == "ray":
+    from ilya_jax.scaling import launch_ray
+
+    return launch_ray.open_ray(options, workers=workers)
+  from ilya_jax.scaling.launch_local import LocalPool
+
+  check_names(options, (), launcher="local")
+  return LocalPool(workers)
+
+
+def run_packs(packs: Sequence[Pack], sweep_dir: Path, *, engine: Engine, report: Report) -> Outcome:
   """Runs every cell that is not finished, pack by pack, trunks before their branches, the costliest first.
 
-  A failed or killed cell does not stop the others. Raises Preempted after a signal, once every worker saved its state.
+  A failed or killed cell does not stop the others. Closes the engine. Raises Preempted after a signal, once everything
+  that ran saved its state.
   """
   cells = [cell for pack in packs for cell in pack]
   by_id = {cell.id: cell for cell in cells}
   done, failed = _ended(cells, sweep_dir)
   waiting = _unfinished(packs, done, failed)
   progress = _Progress(cells, done=done, report=report)
-  if not waiting:
-    return Outcome(done, failed)
-  pool = _Pool(min(workers, len(waiting)), share=workers)
-  kills: dict[str, int] = {}
-  with Stop().listening() as stop, contextlib.closing(pool):
-    while waiting or pool.busy:
+  retries = _Retries(sweep_dir, report)
+  with Stop().listening() as stop, contextlib.closing(engine):
+    for pack in engine.adopt(waiting):
+      waiting.remove(pack)
+    while waiting or engine.busy:
       waiting = _unfinished(waiting, done, failed)
-      for index in pool.idle():
-        pack = _next(waiting, done=done, failed=failed, program=pool.programs[index])
-        if pack is not None and stop.signum is None:
-          waiting.remove(pack)
-          pool.start(index, pack, [_job(cell, sweep_dir, trunk=by_id.get(cell.trunk), failed=failed) for cell in pack])
-      if not pool.busy:
+      for place, program in engine.free().items():
+        pack_next = _next(waiting, done=done, failed=failed, program=program)
+        if pack_next is None or stop.signum is not None:
+          break
+        waiting.remove(pack_next)
+        jobs = [_job(cell, sweep_dir, trunk=by_id.get(cell.trunk), failed=failed) for cell in pack_next]
+        engine.start(place, pack_next, jobs)
+      if not engine.busy:
         break
-      for pack, outcomes in pool.finished(timeout_s=0.5):
-        first = pack[0].id
-        killed = any(state == "killed" for state, _ in outcomes)
-        if killed and stop.signum is None and kills.setdefault(first, 0) < _KILLS_ALLOWED:
-          kills[first] += 1
+      for pack, endings in engine.finished(timeout_s=0.5):
+        if stop.signum is None and retries.wanted(pack, endings):
           waiting.append(pack)
-          report(f"cell {first} was killed ({outcomes[0][1]}); it goes on from its last checkpoint")
           continue
-        for cell, (state, line) in zip(pack, outcomes, strict=True):
+        for cell, (state, line) in zip(pack, endings, strict=True):
           if cell.id in failed or cell.id in done:
             continue
           if state == "done":
             done.append(cell.id)
-          elif state in ("failed", "killed"):
+          elif state == "failed" or stop.signum is None:  # killed while stopping: the next start goes on with it
             failed[cell.id] = line
             _mark_failed(sweep_dir, cell, line)
             report(f"cell {cell.id} failed: {line}")
-      progress.show(done=done, failed=failed, running=pool.running(), sweep_dir=sweep_dir)
+      progress.show(done=done, failed=failed, running=engine.running(), sweep_dir=sweep_dir)
       if stop.signum is not None:
-        pool.signal(signal.SIGTERM)
+        engine.stop()
   if stop.signum is not None:
     raise Preempted(stop.signum)
   return Outcome(done, failed)
 
 
-def run_in_turn(packs: Sequence[Sequence[Cell]], sweep_dir: Path, *, report: Callable[[str], None]) -> Outcome:
+class _Retries:
+  """Decides whether a pack that was killed or stopped runs again.
+
+  One that is killed, or stopped before it came further than at the last time, may be so a few times; one that is
+  preempted after some progress, as often as it is.
+  """
+
+  def __init__(self, sweep_dir: Path, report: Report):
+    self._sweep_dir, self._report = sweep_dir, report
+    self._counts: dict[str, int] = {}
+    self._steps: dict[str, int] = {}
+
+  def wanted(self, pack: Pack, endings: Sequence[Ending]) -> bool:
+    """Whether it shall run again; says so."""
+    first = pack[0].id
+    ended = [(state, line) for state, line in endings if state in ("killed", "preempted")]
+    if not ended:
+      return False
+    state, line = ended[0]
+    step = max(cell_state(self._sweep_dir, cell).get("step", 0) for cell in pack)
+    came_further, self._steps[first] = step > self._steps.get(first, 0), step
+    if state == "killed" or not came_further:
+      self._counts[first] = self._counts.get(first, 0) + 1
+      if self._counts[first] > KILLS_ALLOWED:
+        return False
+    how = f"was killed ({line})" if state == "killed" else f"was stopped by signal {line} at step {step}"
+    self._report(f"cell {first} {how}; it goes on from its last checkpoint")
+    return True
+
+
+def run_in_turn(packs: Sequence[Sequence[Cell]], sweep_dir: Path, *, report: Report) -> Outcome:
   """Runs every cell that is not finished in this process, which is one of several that train each of them together.
 
   All of the processes call it, and take the packs in the same order. A failed cell does not stop the others. Raises
@@ -112,7 +218,7 @@ def run_in_turn(packs: Sequence[Sequence[Cell]], sweep_dir: Path, *, report: Cal
       assert pack is not None  # a trunk that is not done can run
       program = pack[0].program
       jobs = [_job(cell, sweep_dir, trunk=by_id.get(cell.trunk), failed=failed) for cell in pack]
-      for cell, (state, line) in zip(pack, _run_jobs(jobs, stop, wait_s=0.0), strict=True):
+      for cell, (state, line) in zip(pack, run_jobs(jobs, stop, wait_s=0.0), strict=True):
         if state == "preempted":
           raise Preempted(int(line))
         if state == "done":
@@ -171,102 +277,20 @@ def _mark_failed(sweep_dir: Path, cell: Cell, line: str) -> None:
   write_json(folder / "status.json", {**cell_state(sweep_dir, cell), "id": cell.id, "state": "failed", "error": line})
 
 
-class _Pool:
-  """Worker processes, each with one pack of cells at a time; one that dies is replaced.
+def use_cores(count: int) -> None:
+  """Makes this process compute as one that has `count` cores, which decides how a run is rounded: one device and thread each.
 
-  share: of how many parts of the cores a worker gets one. The number of its cores decides how a run is rounded,
-  so it must not depend on how many cells are left.
+  Leaves accelerators alone. To be called before any computation.
   """
-
-  def __init__(self, count: int, *, share: int):
-    cpus = sorted(os.sched_getaffinity(0))
-    self._shares = [cpus[index::share] or cpus for index in range(count)]
-    self._workers = [_spawn(share) for share in self._shares]
-    self._packs: list[Sequence[Cell]] = [()] * count
-    self.programs = [""] * count
-
-  @property
-  def busy(self) -> bool:
-    """Whether any cell runs."""
-    return any(self._packs)
-
-  def idle(self) -> list[int]:
-    """Indices of workers without a cell."""
-    return [index for index, pack in enumerate(self._packs) if not pack]
-
-  def running(self) -> list[Cell]:
-    """The cells that run."""
-    return [cell for pack in self._packs for cell in pack]
-
-  def start(self, index: int, pack: Sequence[Cell], jobs: list[dict[str, Any]]) -> None:
-    """Gives a worker a pack."""
-    self._packs[index], self.programs[index] = pack, pack[0].program
-    self._workers[index].connection.send(jobs)
-
-  def finished(self, *, timeout_s: float) -> list[tuple[Sequence[Cell], list[tuple[str, str]]]]:
-    """Packs that ended, with (state, last line) of each cell; waits at most `timeout_s` for one."""
-    handles = {self._workers[i].connection: i for i, pack in enumerate(self._packs) if pack}
-    ended = []
-    for connection in wait(list(handles), timeout=timeout_s):
-      index = handles[connection]  # type: ignore[index]
-      pack = self._packs[index]
-      try:
-        outcomes = self._workers[index].connection.recv()
-      except (EOFError, OSError):
-        self._workers[index].process.join()
-        outcomes = [("killed", f"exit code {self._workers[index].process.exitcode}")] * len(pack)
-        self._workers[index], self.programs[index] = _spawn(self._shares[index]), ""
-      self._packs[index] = ()
-      ended.append((pack, outcomes))
-    return ended
-
-  def signal(self, signum: int) -> None:
-    """Sends a signal to the workers that run a cell."""
-    for worker, pack in zip(self._workers, self._packs, strict=True):
-      if pack and worker.process.is_alive():
-        os.kill(worker.process.pid, signum)
-
-  def close(self) -> None:
-    """Ends the workers."""
-    for worker in self._workers:
-      worker.connection.close()
-    for worker in self._workers:
-      worker.process.join(timeout=30)
-      if worker.process.is_alive():
-        worker.process.kill()
-
-
-def _spawn(cpus: Sequence[int]) -> _Worker:
-  context = multiprocessing.get_context("spawn")
-  ours, theirs = context.Pipe()
-  process = context.Process(target=_work, args=(theirs, tuple(cpus), os.getpid()), daemon=False)
-  process.start()
-  theirs.close()
-  return _Worker(process, ours)
-
-
-def _work(connection: Connection, cpus: Sequence[int], parent: int) -> None:
-  """A worker's life: takes packs until the connection closes; dies with the process that started it."""
-  os.sched_setaffinity(0, cpus)
   prepare_devices()
   if on_cpu():
-    jax.config.update("jax_num_cpu_devices", len(cpus))
-  sys.stderr = open(os.devnull, "w")
-  threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-  stop = Stop()
-  for signum in SIGNALS:
-    signal.signal(signum, lambda received, frame: setattr(stop, "signum", received))
+    os.environ["PJRT_NPROC"] = str(count)  # XLA's threads; else as many as the machine lets the process use
+    jax.config.update("jax_num_cpu_devices", count)
   use_compilation_cache()
-  while True:
-    try:
-      jobs = connection.recv()
-    except (EOFError, OSError):
-      return
-    connection.send(_run_jobs(jobs, stop, wait_s=_LOCK_WAIT_S))
 
 
-def _run_jobs(jobs: Sequence[dict[str, Any]], stop: Stop, *, wait_s: float) -> list[tuple[str, str]]:
-  """(state, last line) of each cell of a pack: done, failed, or preempted with the signal's number as its line.
+def run_jobs(jobs: Sequence[dict[str, Any]], stop: Stop, *, wait_s: float) -> list[Ending]:
+  """Trains a pack; how each of its cells ended: done, failed, or preempted.
 
   wait_s: how long another process may go on holding a cell's folder.
   """
@@ -293,18 +317,10 @@ def _run_jobs(jobs: Sequence[dict[str, Any]], stop: Stop, *, wait_s: float) -> l
       return [("failed", f"{type(error).__name__}: {error}".splitlines()[0])] * len(jobs)
 
 
-def _die_with(parent: int) -> None:
-  while os.getppid() == parent:
-    time.sleep(0.2)
-  os._exit(1)
-
-
 class _Progress:
   """Cells done, running and failed, and the time left by FLOP, as one line now and then."""
 
-  def __init__(
-    self, cells: Sequence[Cell], *, done: Sequence[str], report: Callable[[str], None], every_s: float = 10.0
-  ):
+  def __init__(self, cells: Sequence[Cell], *, done: Sequence[str], report: Report, every_s: float = 10.0):
     self._cells, self._report, self._every_s = cells, report, every_s
     self._start, self._last = time.monotonic(), -1e9
     self._flops_before = sum(own_flops(cell) for cell in cells if cell.id in done)

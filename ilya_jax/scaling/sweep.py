@@ -225,7 +225,21 @@ def cell_folder(sweep_dir: Path, cell: Cell | str) -> Path:
   return sweep_dir / "cells" / (cell if isinstance(cell, str) else cell.id)
 
 
-def sweep_record(sweep: Sweep, *, workers: int, packs: Sequence[Sequence[Cell]]) -> dict[str, Any]:
+class Execution(NamedTuple):
+  """How a sweep is run, which its ids do not depend on. workers: processes of this machine that the local launcher takes."""
+
+  launcher: str
+  options: dict[str, str]
+  workers: int
+
+
+def kept_options(record: Mapping[str, Any] | None, launcher: str) -> dict[str, str]:
+  """The launcher's options of an earlier start with the same launcher, from its sweep.json."""
+  execution = (record or {}).get("execution", {})
+  return dict(execution["options"]) if execution.get("launcher") == launcher else {}
+
+
+def sweep_record(sweep: Sweep, *, execution: Execution, packs: Sequence[Sequence[Cell]]) -> dict[str, Any]:
   """What sweep.json holds: the cells by id with their overrides, trunks, and how they were executed."""
   cells = {
     cell.id: {
@@ -239,7 +253,8 @@ def sweep_record(sweep: Sweep, *, workers: int, packs: Sequence[Sequence[Cell]])
     "format": FORMAT,
     "cells": cells,
     "packs": [[cell.id for cell in pack] for pack in packs if len(pack) > 1],
-    "workers": workers,
+    "workers": execution.workers,
+    "execution": {"launcher": execution.launcher, "options": execution.options},
     "fit": sweep.fit,
     "notes": sweep.notes,
   }
@@ -302,6 +317,6 @@ def write_cells_csv(sweep_dir: Path, cells: Sequence[Cell]) -> Path:
   return path
 
 
-def write_sweep_json(sweep_dir: Path, sweep: Sweep, *, workers: int, packs: Sequence[Sequence[Cell]]) -> None:
+def write_sweep_json(sweep_dir: Path, sweep: Sweep, *, execution: Execution, packs: Sequence[Sequence[Cell]]) -> None:
   """Writes sweep.json."""
-  write_json(sweep_dir / "sweep.json", sweep_record(sweep, workers=workers, packs=packs))
+  write_json(sweep_dir / "sweep.json", sweep_record(sweep, execution=execution, packs=packs))
