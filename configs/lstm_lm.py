@@ -69,6 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.execution.remat = False  # layers recompute their inside in the backward pass
   config.execution.layer_unroll = 0  # layers unrolled in the compiled program; 0: all
   config.execution.time_unroll = 1  # time steps unrolled in the recurrence: more was slower on the CPU
+  config.execution.noise_scale = False  # logs |G|^2 and tr(Sigma) of the gradient: `train.gradient_noise`
   config.execution.tensorboard = True
 
   config.eval = ConfigDict()

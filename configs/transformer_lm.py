@@ -78,6 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.execution.layer_unroll = 1 if large else 0  # layers unrolled in the compiled program; 0: all
   config.execution.attention_blocks = 1  # query blocks of causal attention, each against the keys it may see
   config.execution.attention_kernel = ""  # of jax.nn.dot_product_attention: cudnn (GPUs, bfloat16) or xla; "": our own
+  config.execution.noise_scale = False  # logs |G|^2 and tr(Sigma) of the gradient: `train.gradient_noise`
   config.execution.tensorboard = True
 
   config.eval = ConfigDict()

@@ -18,10 +18,12 @@ from ilya_jax.parallel.partition import check_counts, smallest_maximum
 from ilya_jax.parallel.pipeline import Plan, layer_costs, pipelined
 from ilya_jax.parallel.sharding import shardings
 from ilya_jax.task import Source, Task
+from ilya_jax.train import gradient_noise
 from ilya_jax.train.optimizer import make_optimizer, with_learning_rate
 from ilya_jax.train.state import TrainState
 
 PyTree = Any
+_SQUARES = "micro_grad_sq_norm"  # a metric between `gradients` and the step, not logged
 _CACHE_SIZE = 32  # sets of programs kept in a process
 
 
@@ -68,6 +70,8 @@ def program_key(config: ConfigDict, source: Source) -> str:
   structure = {**without(config, RUNTIME_FIELDS), "data": source.info["fingerprint"]}
   if source.traced:  # a traced source draws from its own seed inside the compiled step
     structure["seed"] = config.seed
+  if gradient_noise.extra_pass(config):  # on logged steps alone
+    structure["log_every"] = config.log_every
   return digest(structure)
 
 
@@ -93,6 +97,7 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices
   task = _with_recomputing(config, task)
   parts = config.accumulate * config.pipeline.microbatches
   mesh = make_mesh(config.mesh, batch_size=config.batch_size, accumulate=parts, devices=devices)
+  gradient_noise.check(config, shards=mesh.shape["data"] * mesh.shape["fsdp"])
   optimizer = make_optimizer(config.optim)
   capacity = config.execution.steps_per_dispatch
   example = (
@@ -113,16 +118,20 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices
   layout = shardings(shapes, rules=task.rules, mesh=mesh)
   abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
 
+  noisy = gradient_noise.wanted(config)
+
   def one_step(state: TrainState, batch, learning_rate):
     batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
-    grads, metrics, model_state = gradients(task, state, batch, accumulate=config.accumulate, mesh=mesh)
+    grads, metrics, model_state = gradients(task, state, batch, accumulate=config.accumulate, mesh=mesh, squares=noisy)
+    noise = _gradient_noise(config, task, state, batch, metrics=metrics, grads=grads, mesh=mesh) if noisy else {}
     opt_state = with_learning_rate(state.opt_state, learning_rate)
     with jax.numpy_dtype_promotion("standard"):  # optax multiplies integers with floats; our own code does not
       updates, opt_state = optimizer.update(grads, opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
     metrics = {
-      **metrics,
-      "grad_norm": (_global_norm(grads), jnp.float32(1)),
+      **{name: pair for name, pair in metrics.items() if name != _SQUARES},
+      **noise,
+      "grad_norm": (jnp.sqrt(gradient_noise.square_norm(grads)), jnp.float32(1)),
       "learning_rate": (learning_rate, jnp.float32(1)),
     }
     return TrainState(state.step + 1, params, model_state, opt_state, state.rng), metrics
@@ -223,11 +232,12 @@ def row(tree: PyTree, index: int) -> PyTree:
 
 
 def gradients(
-  task: Task, state: TrainState, batch: PyTree, *, accumulate: int, mesh: Mesh
+  task: Task, state: TrainState, batch: PyTree, *, accumulate: int, mesh: Mesh, squares: bool = False
 ) -> tuple[PyTree, Any, PyTree]:
   """(gradients, metrics, model state) of the batch, taken in `accumulate` equal micro-batches one after another.
 
-  Gradients are the mean over micro-batches; metrics are summed.
+  Gradients are the mean over micro-batches; metrics are summed. squares: with one more metric where there are several, the
+  square of the norm of a micro-batch's gradient.
   """
   rng = jax.random.fold_in(state.rng, state.step)
   grad = jax.value_and_grad(task.loss, has_aux=True)
@@ -244,7 +254,13 @@ def gradients(
     (_, (metrics, model_state)), grads = grad(
       state.params, model_state, micro, jax.random.fold_in(rng, index), train=True
     )
-    return (jax.tree.map(jnp.add, total, grads), model_state), metrics
+    summed = jax.tree.map(jnp.add, total, grads)
+    if squares:
+      # Read off the sums: a second use of the gradients themselves would keep XLA from adding them up as it makes them,
+      # and so change how training is rounded.
+      own = jax.tree.map(jnp.subtract, *jax.lax.optimization_barrier((summed, total)))
+      metrics = {**metrics, _SQUARES: (gradient_noise.square_norm(own), jnp.float32(1))}
+    return (summed, model_state), metrics
 
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   parts = jax.tree.map(split, batch)
@@ -254,7 +270,25 @@ def gradients(
   return grads, jax.tree.map(lambda leaf: leaf.sum(0), dict(metrics)), model_state
 
 
-def _global_norm(tree: PyTree) -> jax.Array:
-  return jnp.sqrt(
-    sum((jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)), jnp.float32(0))
-  )
+def _gradient_noise(
+  config: ConfigDict, task: Task, state: TrainState, batch: PyTree, *, metrics: Any, grads: PyTree, mesh: Mesh
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """The estimates of `gradient_noise` as metrics, of weight 0 at steps that do not make them."""
+
+  def measured(squares, grads, parts):
+    made = gradient_noise.estimates(
+      squares[0] / squares[1], gradient_noise.square_norm(grads), parts=parts, units=task.counts.units_per_step
+    )
+    return {name: (value, jnp.float32(1)) for name, value in made.items()}
+
+  if not gradient_noise.extra_pass(config):
+    return measured(metrics[_SQUARES], grads, config.accumulate)
+
+  def extra(_):
+    halved, own, _ = gradients(task, state, batch, accumulate=gradient_noise.HALVES, mesh=mesh, squares=True)
+    return measured(own[_SQUARES], halved, gradient_noise.HALVES)
+
+  def nothing(_):
+    return {name: (jnp.float32(0), jnp.float32(0)) for name in ("grad_sq_norm", "grad_trace")}
+
+  return jax.lax.cond((state.step + 1) % config.log_every == 0, extra, nothing, None)

@@ -67,7 +67,8 @@ class Record:
     """Logs steps first+1 .. end. Raises RunFailed at the first loss that is not finite."""
     count = end - first
     sums = {name: np.asarray(pair, np.float64)[:, :count] for name, pair in metrics.items()}  # [2, steps]
-    means = {name: pair[0] / pair[1] for name, pair in sums.items()}
+    with np.errstate(invalid="ignore"):
+      means = {name: pair[0] / pair[1] for name, pair in sums.items()}
     rows: list[dict[str, Any]] = []
     for index in range(count):
       step = first + index + 1
@@ -75,7 +76,8 @@ class Record:
         self._write(rows)
         raise RunFailed(f"loss is {means['loss'][index]} at step {step}")
       if step % self._config.log_every == 0 or step == self._config.steps:
-        rows.append(self._row(step, "train", {name: float(values[index]) for name, values in means.items()}))
+        made = {name: float(values[index]) for name, values in means.items() if sums[name][1, index]}  # at this step
+        rows.append(self._row(step, "train", made))
     self._write(rows)
     self.step, self._loss = end, float(means["loss"][-1])
     if self._writes:
