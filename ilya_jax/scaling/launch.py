@@ -111,13 +111,13 @@ def open_engine(launcher: str, options: Mapping[str, str], *, sweep_dir: Path, w
   Raises UserError where its extra is missing, on unknown options, and on resources that nothing offers.
   """
   if launcher == "slurm":
-    from ilya_jax.scaling import launch_slurm
+    from ilya_jax.scaling.launch_slurm import open_slurm
 
-    return launch_slurm.open_slurm(options, sweep_dir=sweep_dir, workers=workers, report=report)
+    return open_slurm(options, sweep_dir=sweep_dir, workers=workers, report=report)
   if launcher == "ray":
-    from ilya_jax.scaling import launch_ray
+    from ilya_jax.scaling.launch_ray import open_ray
 
-    return launch_ray.open_ray(options, workers=workers)
+    return open_ray(options, workers=workers)
   from ilya_jax.scaling.launch_local import LocalPool
 
   check_names(options, (), launcher="local")
