@@ -112,6 +112,10 @@ def _add_fit(commands: Any) -> None:
   fit.add_argument("--seed", type=int, default=0)
   fit.add_argument("--starts", type=int, default=64, help="starts of each optimisation")
   fit.add_argument("--isoflop", action="store_true", help="valleys of equal compute: best sizes by five methods")
+  fit.add_argument(
+    "--critical-batch", action="store_true", help="B_crit from runs at several batch sizes; C_min, S_min"
+  )
+  fit.add_argument("--batch-targets", default="", metavar="2.0,1.8", help="losses at which steps are compared")
   fit.add_argument("--predict", action="append", default=[], metavar="'N=1e9,D=2e10'")
   fit.add_argument("--target-compute", action="append", default=[], type=float, metavar="FLOP")
   fit.add_argument("--formats", default="html,json,svg,png")

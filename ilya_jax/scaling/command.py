@@ -134,7 +134,7 @@ def _line(name: str, state: dict[str, Any]) -> str:
 
 def fit(arguments: Any) -> int:
   """Fits laws to tables or sweeps as the parsed arguments of `ilya-jax fit` say; returns the exit code."""
-  from ilya_jax.scaling import budgets, isoflop
+  from ilya_jax.scaling import budgets, critical_batch, isoflop
   from ilya_jax.scaling.curves import read_trainings
   from ilya_jax.scaling.fitting import fit_table
   from ilya_jax.scaling.report import report_fit
@@ -160,14 +160,28 @@ def fit(arguments: Any) -> int:
     target_compute=[_positive(value, flag="--target-compute") for value in arguments.target_compute],
     command=" ".join(["ilya-jax", *sys.argv[1:]]),
   )
+  everything, targets = np.ones(table.n_rows, bool), _targets(arguments)
   if arguments.isoflop:
-    budgets.find(table, np.ones(table.n_rows, bool))  # refused before the fits
+    budgets.find(table, everything)  # refused before the fits
+  if arguments.critical_batch:
+    critical_batch.find(table, everything, targets=targets)
   fitted = fit_table(table, options)
   if arguments.isoflop:
     trainings = read_trainings(arguments.inputs, table, fitted.part)
     fitted.result["isoflop"] = isoflop.of_fit(fitted, table, options=options, trainings=trainings)
+  if arguments.critical_batch:
+    found = critical_batch.of_fit(fitted, table, options=options, targets=targets, inputs=arguments.inputs)
+    fitted.result["critical_batch"] = found
   report_fit(fitted, table, arguments.out, formats=formats)
   return 0
+
+
+def _targets(arguments: Any) -> list[float]:
+  """The losses of --batch-targets; raises UserError where they are no positive numbers or stand without --critical-batch."""
+  text = arguments.batch_targets
+  if text and not arguments.critical_batch:
+    raise UserError(f"--batch-targets {text} without --critical-batch", "both or neither", "--critical-batch")
+  return sorted({_positive(part, flag="--batch-targets") for part in text.split(",")}) if text else []
 
 
 def _formats(text: str) -> list[str]:

@@ -17,6 +17,8 @@ from ilya_jax.scaling.document import Picture, Section
 from ilya_jax.scaling.families import Family, sweep_family, table_family
 from ilya_jax.scaling.fitting import FittedTable
 from ilya_jax.scaling.sections import Draw
+from ilya_jax.scaling.sections_batch import batch_section
+from ilya_jax.scaling.sections_batch import lines as batch_lines
 from ilya_jax.scaling.sections_isoflop import isoflop_section, lines
 from ilya_jax.scaling.sweep import Sweep
 from ilya_jax.scaling.table import Table
@@ -103,6 +105,7 @@ def report_fit(fitted: FittedTable, table: Table, out: Path, *, formats: Sequenc
     *overview.table_sections(family),
     sections.family_section(family, draw=draw),
     *([isoflop_section(found, unit=unit, draw=draw)] if (found := fitted.result.get("isoflop")) else []),
+    *([batch_section(found, draw=draw)] if (found := fitted.result.get("critical_batch")) else []),
     overview.checklist_section([family]),
   ]
   if "json" in formats:
@@ -118,6 +121,8 @@ def report_fit(fitted: FittedTable, table: Table, out: Path, *, formats: Sequenc
   print(printed.summary(f"fit of {len(family.measured.loss)} points", [family]))
   if "isoflop" in fitted.result:
     print(lines(fitted.result["isoflop"]))
+  if "critical_batch" in fitted.result:
+    print(batch_lines(fitted.result["critical_batch"]))
   print(f"report: {out / 'report.html'}" if "html" in formats else f"written to {out}")
 
 
