@@ -26,7 +26,8 @@ ALLOWED = {
 }
 PURE = (
   "laws", "equations", "fit", "uncertainty", "profile", "optimal", "allocation", "table", "newton", "objectives", "starts",
-  "search", "rows", "counting", "sensitivity", "fitted", "fitting",
+  "search", "rows", "counting", "sensitivity", "fitted", "fitting", "critical_batch", "batch_laws", "hyperbola",
+  "steps_to_loss", "noise_scale",
 )  # fmt: skip  # of scaling: no flax, no optax, no train
 FORBIDDEN_IN_PURE = {"flax", "optax", "orbax", "ml_collections", "ilya_jax.train", "ilya_jax.models", "ilya_jax.tasks"}
 

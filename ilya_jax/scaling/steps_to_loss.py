@@ -135,12 +135,12 @@ def find_curves(table: Table, rows: Array) -> tuple[list[LossCurve], dict[str, i
   steps, N, loss = steps_of(table), table.values["N"], table.values["loss"]
   B = tokens_per_step(table, steps)
   groups: dict[tuple[Any, ...], list[int]] = {}
-  for k in np.flatnonzero(rows):
+  for k in map(int, np.flatnonzero(rows)):
     if "cell" in table.columns:
       key: tuple[Any, ...] = (table.source[k], table.columns["cell"][k])
     else:
       key = (table.source[k], N[k], round(float(np.log(B[k])), 2), _label(table, "seed", k), _label(table, "lr", k))
-    groups.setdefault(key, []).append(int(k))
+    groups.setdefault(key, []).append(k)
   left_out: dict[str, int] = {}
   curves = []
   for members in groups.values():
