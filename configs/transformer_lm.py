@@ -26,12 +26,9 @@ def get_config(arg: str = "") -> ConfigDict:
   modern = arg.startswith("modern_") or large
   config = ConfigDict()
   config.task = "language"
-  config.seed = 0
   config.steps = steps
   config.batch_size = batch_size
-  config.accumulate = 1  # micro-batches a step, their gradients averaged
   config.dtype = "bfloat16" if large else "float32"  # of the computation; parameters are float32 always
-  config.init_from = ""  # workdir of a run whose parameters to start from
 
   config.data = ConfigDict()
   config.data.name = "tfds:c4/en" if large else "stdlib"  # or files, shakespeare, state_of_the_union, tfds:NAME, markov
@@ -59,38 +56,20 @@ def get_config(arg: str = "") -> ConfigDict:
   config.optim.options = ConfigDict({"b1": 0.9, "b2": 0.95, "weight_decay": 0.1})
 
   config.schedule = ConfigDict()
-  config.schedule.name = "wsd"
   config.schedule.warmup_steps = 50 if size == "tiny" else 200 if size == "small" else 2_000
   config.schedule.cooldown_fraction = 0.2
-  config.schedule.final_fraction = 0.0
-  config.schedule.options = ConfigDict()  # of a schedule of optax
 
   config.mesh = ConfigDict({"data": 1 if large else -1, "fsdp": -1 if large else 1, "tensor": 1, "stage": 1})
-  config.pipeline = ConfigDict()
-  config.pipeline.microbatches = 1
-  config.pipeline.virtual_stages = 1  # cells of layers on each of mesh.stage devices
-  config.pipeline.partition = ()  # layers in each cell; (): so that the costliest cell is as cheap as possible
-  config.pipeline.remat = True  # cells recompute their inside in the backward pass
-  config.pipeline.tick_unroll = 1  # ticks written out per iteration of the loop over ticks
   config.execution = ConfigDict()
   config.execution.steps_per_dispatch = 1 if large else 16
   config.execution.remat = large  # layers recompute their inside in the backward pass
   config.execution.layer_unroll = 1 if large else 0  # layers unrolled in the compiled program; 0: all
   config.execution.attention_blocks = 1  # query blocks of causal attention, each against the keys it may see
   config.execution.attention_kernel = ""  # of jax.nn.dot_product_attention: cudnn (GPUs, bfloat16) or xla; "": our own
-  config.execution.noise_scale = False  # logs |G|^2 and tr(Sigma) of the gradient: `train.gradient_noise`
-  config.execution.tensorboard = True
 
   config.eval = ConfigDict()
-  config.eval.every = 0  # steps; 0: at the end
   config.eval.tokens = 65_536 if size == "tiny" else 262_144
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 0 if size == "tiny" else 1_000  # steps; 0: at the end
-  config.checkpoint.every_s = 0.0  # seconds; 0: never by time
-  config.checkpoint.keep = 2
-  config.checkpoint.keep_steps = ()
-  config.checkpoint.dir = ""  # folder or gs:// in which the run makes a folder for them; "": in the workdir
-  config.log_every = 10
-  config.profile = ""  # START:STOP, steps of which a trace is written
   return config

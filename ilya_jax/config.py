@@ -31,6 +31,45 @@ RUNTIME_FIELDS = (
   "eval.every",
 )
 
+# The common fields of every config, for those that a config file does not name itself. Sections are filled field by field.
+DEFAULTS: dict[str, Any] = {
+  "seed": 0,
+  "accumulate": 1,  # micro-batches a step, their gradients averaged
+  "dtype": "float32",  # of the computation; parameters are float32 always
+  "init_from": "",  # workdir of a run whose parameters to start from
+  "schedule": {
+    "name": "wsd",  # constant with a cooldown; or constant, or a schedule of optax by its name
+    "warmup_steps": 0,
+    "cooldown_fraction": 0.0,
+    "final_fraction": 0.0,  # of the rate, at the end of the cooldown
+    "options": {},  # of a schedule of optax
+  },
+  "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "stage": 1},  # one of them may be -1: what is left
+  "pipeline": {
+    "microbatches": 1,
+    "virtual_stages": 1,  # cells of layers on each of mesh.stage devices
+    "partition": (),  # layers in each cell; (): so that the costliest cell is as cheap as possible
+    "remat": True,  # cells recompute their inside in the backward pass
+    "tick_unroll": 1,  # ticks written out per iteration of the loop over ticks
+  },
+  "execution": {
+    "steps_per_dispatch": 16,
+    "remat": False,  # layers recompute their inside in the backward pass
+    "noise_scale": False,  # logs |G|^2 and tr(Sigma) of the gradient: `train.gradient_noise`
+    "tensorboard": True,
+  },
+  "eval": {"every": 0},  # steps; 0: at the end
+  "checkpoint": {
+    "every": 0,  # steps; 0: at the end
+    "every_s": 0.0,  # seconds; 0: never by time
+    "keep": 2,
+    "keep_steps": (),
+    "dir": "",  # folder or gs:// in which the run makes a folder for them; "": in the workdir
+  },
+  "log_every": 10,
+  "profile": "",  # START:STOP, steps of which a trace is written
+}
+
 
 def load_file(spec: str, *, function: str, flag: str) -> Any:
   """Runs `function(variant)` of the Python file named by `path[:variant]` and returns what it returns.
@@ -72,12 +111,23 @@ def load_config(spec: str, overrides: Mapping[str, Any] | None = None, *, flag: 
   config = load_file(spec, function="get_config", flag=flag)
   if not isinstance(config, ConfigDict):
     raise UserError(f"{spec} returns {type(config).__name__}", "an ml_collections ConfigDict from get_config", flag)
-  config = ConfigDict(config.to_dict())
+  config = with_defaults(config)
   for field, value in (overrides or {}).items():
     set_field(config, field, value)
   config.lock()
   validate(config)
   return config
+
+
+def with_defaults(config: ConfigDict) -> ConfigDict:
+  """A copy of a config, with the common fields that it does not name (`DEFAULTS`)."""
+  made = ConfigDict(config.to_dict())
+  for name, value in DEFAULTS.items():
+    if isinstance(value, dict):
+      made[name] = ConfigDict({**value, **made.get(name, ConfigDict()).to_dict()})
+    elif name not in made:
+      made[name] = value
+  return made
 
 
 def fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -111,13 +111,20 @@ def read_trainings(paths: Sequence[Path], table: Table, part: Array) -> list[Tra
   A branch is left out, as its trunk is there. Files, and folders without a sweep.json, give none.
   """
   wanted = {
-    cell for name in ("cell", "trunk") if name in table.columns for cell in table.columns[name][np.asarray(part) == "fit"]
+    cell
+    for name in ("cell", "trunk")
+    if name in table.columns
+    for cell in table.columns[name][np.asarray(part) == "fit"]
   }
   trainings = []
   for path in paths:
     record = read_json(path / "sweep.json") or {"cells": {}}
     for name, cell in record["cells"].items():
-      rows = [row for row in read_rows(cell_folder(path, name) / "metrics.jsonl") if row["split"] == "train" and row["step"] > 0]
+      rows = [
+        row
+        for row in read_rows(cell_folder(path, name) / "metrics.jsonl")
+        if row["split"] == "train" and row["step"] > 0
+      ]
       if name not in wanted or cell["trunk"] != name or len(rows) < 2:
         continue
       steps, loss = smoothed(np.array([row["step"] for row in rows]), np.array([row["loss"] for row in rows]))

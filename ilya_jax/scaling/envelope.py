@@ -76,16 +76,20 @@ def analyse(trainings: Sequence[Training]) -> dict[str, Any]:
   constant = [each for each in trainings if each.constant]
   valid = len({each.N for each in constant}) >= _FEWEST_SIZES
   chosen = constant if valid else list(trainings)
-  record = {"caveat": CAVEAT, "valid": valid, "trainings": len(chosen), "sizes": len({each.N for each in chosen})}
+  distinct = len({each.N for each in chosen})
+  record: dict[str, Any] = {"caveat": CAVEAT, "valid": valid, "trainings": len(chosen), "sizes": distinct}
   record["losses"] = " and ".join(dict.fromkeys(each.kind for each in chosen)) or None
   if not chosen:
     return record | {"refused": "the table has final rows alone: an envelope needs intermediate ones (final = 0)"}
-  if record["sizes"] < _FEWEST_SIZES:
-    return record | {"refused": f"trainings of {record['sizes']} sizes; an envelope needs {_FEWEST_SIZES}"}
+  if distinct < _FEWEST_SIZES:
+    return record | {"refused": f"trainings of {distinct} sizes; an envelope needs {_FEWEST_SIZES}"}
   points = lowest(chosen)
   exponents = _exponents(points)
   if exponents is None:
-    return record | {"refused": "no two sizes win with a smaller and a larger one running beside them", "points": _listed(points)}
+    return record | {
+      "refused": "no two sizes win with a smaller and a larger one running beside them",
+      "points": _listed(points),
+    }
   sizes = sorted({each.N for each in chosen})
   left_out = [_exponents(lowest([each for each in chosen if each.N != size])) for size in sizes]
   known = [each for each in left_out if each is not None]

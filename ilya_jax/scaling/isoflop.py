@@ -83,7 +83,7 @@ def analyse(
   others = [] if law is None else _definitions(table, found, rows, law=law, losses=losses, options=options)
   views = [(view, slopes, exponents), *others]
   resampled = len(losses) > 1
-  record = {
+  record: dict[str, Any] = {
     "grouping": grouping.record(found, table),
     "tokens": "C/(6 N)" if view.factor.is_6nd else "C over the FLOP of a token, 6 N times a factor interpolated in N",
     "surface": _surface_record(view),
@@ -120,17 +120,20 @@ def _exponents(view: View, solved: Mapping[str, Solution]) -> tuple[dict[str, Ar
 
 def _interval(values: Array, *, any_value: bool = False) -> dict[str, Any]:
   """value, low, high, identified, why of an exponent [R], or of any other number."""
-  record = {"value": float(values[0]), "low": None, "high": None, "identified": True, "why": ""}
+  record: dict[str, Any] = {"value": float(values[0]), "low": None, "high": None, "identified": True, "why": ""}
   drawn = values[1:][np.isfinite(values[1:])]
   if not np.isfinite(values[0]):
     return record | {"identified": False, "why": f"fewer than {FEWEST} usable budgets"}
   if len(values) == 1:
     return record | {"why": "no resamples"}
   lost = 1 - len(drawn) / (len(values) - 1)
-  if len(drawn) > 1:
+  if lost <= _LOST or len(drawn) > 1:
     record["low"], record["high"] = uncertainty.interval(drawn)
   if lost > _LOST:
-    record |= {"identified": False, "why": f"{100 * lost:.0f} % of the resamples have fewer than {FEWEST} usable budgets"}
+    record |= {
+      "identified": False,
+      "why": f"{100 * lost:.0f} % of the resamples have fewer than {FEWEST} usable budgets",
+    }
   elif not any_value and record["low"] <= 0 and record["high"] >= 1:
     record |= {"identified": False, "why": "the interval holds all from 0 to 1"}
   return record
@@ -151,7 +154,8 @@ def bias_of(view: View, solved: Mapping[str, Solution]) -> dict[str, Any] | None
     at = again[method].at[:1]
     usable = (solved[method].code[:1] == 0) & np.isfinite(at) & np.isfinite(exact[:1])
     shown = {}
-    for name, found, own in (("a", at, exact[:1]), ("b", *(_tokens(view, x, usable) for x in (at, exact[:1])))):
+    tokens, exact_tokens = _tokens(view, at, usable), _tokens(view, exact[:1], usable)
+    for name, found, own in (("a", at, exact[:1]), ("b", tokens, exact_tokens)):
       values = [float(slope(view.log_c, each, usable)[0][0]) for each in (found, own)]
       shown[name] = {"found": values[0], "exact": values[1], "bias": values[0] - values[1]}
     record[method] = shown | {"log_shift": list(np.where(usable, at - exact[:1], np.nan)[0])}
@@ -291,7 +295,9 @@ def _warnings(view: View, solved: Mapping[str, Solution], noise: Noise, record: 
   for method in METHODS:
     refused = int((solved[method].code[0] > 0).sum())
     if refused:
-      texts.append(f"{refused} of {len(view.groups)} budgets are refused by {method.replace('_', ' ')}: see their reasons.")
+      texts.append(
+        f"{refused} of {len(view.groups)} budgets are refused by {method.replace('_', ' ')}: see their reasons."
+      )
     bias = (record["bias"] or {}).get(method, {}).get("a", {}).get("bias", np.nan)
     if abs(bias) > _BIAS:
       texts.append(
@@ -310,7 +316,9 @@ def _warnings(view: View, solved: Mapping[str, Solution], noise: Noise, record: 
     texts.append("C/(6 N D) differs between rows of one size: its mean is taken.")
   moved = max((each["moved"] for each in record["definitions"]), default=0.0)
   if moved > np.log(2):
-    texts.append(f"Budgets of the other counts spread over a factor {np.exp(moved):.1f} in compute; the law bridged it.")
+    texts.append(
+      f"Budgets of the other counts spread over a factor {np.exp(moved):.1f} in compute; the law bridged it."
+    )
   return texts
 
 

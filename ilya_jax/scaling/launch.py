@@ -135,7 +135,7 @@ def run_packs(packs: Sequence[Pack], sweep_dir: Path, *, engine: Engine, report:
   done, failed = _ended(cells, sweep_dir)
   waiting = _unfinished(packs, done, failed)
   progress = _Progress(cells, done=done, report=report)
-  retries = _Retries(sweep_dir, report)
+  retries, notes = _Retries(sweep_dir, report), _Notes(cells, sweep_dir, report)
   with Stop().listening() as stop, contextlib.closing(engine):
     for pack in engine.adopt(waiting):
       waiting.remove(pack)
@@ -151,6 +151,7 @@ def run_packs(packs: Sequence[Pack], sweep_dir: Path, *, engine: Engine, report:
       if not engine.busy:
         break
       for pack, endings in engine.finished(timeout_s=0.5):
+        notes.pass_on(pack)
         if stop.signum is None and retries.wanted(pack, endings):
           waiting.append(pack)
           continue
@@ -169,6 +170,25 @@ def run_packs(packs: Sequence[Pack], sweep_dir: Path, *, engine: Engine, report:
   if stop.signum is not None:
     raise Preempted(stop.signum)
   return Outcome(done, failed)
+
+
+class _Notes:
+  """Passes on what runs noted in their status.json, as that a checkpoint was damaged; what stood there before is known."""
+
+  def __init__(self, cells: Sequence[Cell], sweep_dir: Path, report: Report):
+    self._sweep_dir, self._report = sweep_dir, report
+    self._known = {cell.id: len(self._of(cell)) for cell in cells}
+
+  def _of(self, cell: Cell) -> list[str]:
+    return cell_state(self._sweep_dir, cell).get("notes", [])
+
+  def pass_on(self, pack: Pack) -> None:
+    """Reports the notes of a pack that were not reported yet."""
+    for cell in pack:
+      notes = self._of(cell)
+      for line in notes[self._known[cell.id] :]:
+        self._report(f"cell {cell.id}: {line}")
+      self._known[cell.id] = len(notes)
 
 
 class _Retries:

@@ -1,6 +1,6 @@
 """Figures of the isoFLOP analysis: the valleys with each method's minimum, and the best size and tokens against compute."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ilya_jax.scaling import allocation, drawing
+from ilya_jax.scaling.document import number
 from ilya_jax.scaling.drawing import DASHES, LABELS, OKABE_ITO
 from ilya_jax.scaling.optimal import FLOP_PER_PARAMETER_AND_TOKEN
 
@@ -42,21 +43,25 @@ def valleys(record: Record, unit: str) -> Figure:
     curve = budget.get("surface_curve")
     if curve:
       axes.plot(curve["N"], curve["loss"], color=colour, linewidth=1.1, zorder=3)
-    for method, (_, marker, _) in LOOKS.items():
+    for method, (_, marker, edge) in LOOKS.items():
       found = budget["methods"].get(method)
       if found and found["usable"] and found["loss"] is not None and N.min() / 1.4 < found["N"] < N.max() * 1.4:
-        axes.plot(found["N"], found["loss"], linestyle="", marker=marker, markersize=7, color=colour, markerfacecolor="none",
-                  markeredgewidth=1.2, zorder=5)  # fmt: skip
+        axes.plot(found["N"], found["loss"], linestyle="", marker=marker, markersize=6, color=edge, markerfacecolor="none",
+                  markeredgewidth=1.1, zorder=5)  # fmt: skip
   drawing.scale_x(axes, np.concatenate(sizes), LABELS["N"] if record_size(record) == "N" else "Parameters N")
   drawing.scale_loss(axes, np.concatenate(losses), unit)
-  shown = range(len(budgets)) if len(budgets) <= _NAMED else np.unique(np.linspace(0, len(budgets) - 1, _NAMED).round()).astype(int)
+  shown = (
+    range(len(budgets))
+    if len(budgets) <= _NAMED
+    else np.unique(np.linspace(0, len(budgets) - 1, _NAMED).round()).astype(int)
+  )
   handles: list[Any] = [
-    drawing.handle(f"C = {budgets[k]['C']:.1e} FLOP", colour=colours[k], marker="o", size=4.5) for k in shown
+    drawing.handle(f"C = {number(budgets[k]['C'], 2)} FLOP", colour=colours[k], marker="o", size=4.5) for k in shown
   ]
   used = [method for method in LOOKS if any((b["methods"].get(method) or {}).get("usable") for b in budgets)]
   for method in used:
-    label, marker, _ = LOOKS[method]
-    handles.append(drawing.handle(label, colour="black", marker=marker, dashes="", filled=False, size=7))
+    label, marker, edge = LOOKS[method]
+    handles.append(drawing.handle(label, colour=edge, marker=marker, dashes="", filled=False, size=6))
   drawing.legend(figure, handles, columns=3)
   return figure
 
@@ -74,7 +79,6 @@ def optima(record: Record) -> Figure:
   grid = np.geomspace(compute.min() / 1.6, compute.max() * 1.6, 40)
   handles: list[Any] = []
   for quantity, axes in zip("ND", panels, strict=True):
-    seen = [point[quantity] for budget in budgets for point in budget["points"]]
     present = [method for method in LOOKS if method in record["exponents"]]
     for k, method in enumerate(present):
       _method(axes, record, method, quantity, shift=1.0 + 0.022 * (k - (len(present) - 1) / 2) * _spacing(compute))
@@ -90,7 +94,7 @@ def optima(record: Record) -> Figure:
     drawing.scale_x(axes, np.append(compute, grid), LABELS["C" if record["grouping"]["compute"] == "C" else "6ND"])
     axes.set_yscale("log")
     axes.set_ylabel("Best parameters N*" if quantity == "N" else "Best tokens D*")
-    _limit(axes, seen)
+    _limit(axes, record, quantity)
   for method in present:
     label, marker, colour = LOOKS[method]
     handles.append(drawing.handle(label, colour=colour, marker=marker))
@@ -135,6 +139,12 @@ def _method(axes: Axes, record: Record, method: str, quantity: str, *, shift: fl
     axes.plot(C, np.exp(np.log(value).mean()) * (C / middle) ** exponent, color=colour, linewidth=0.9, zorder=3)
 
 
-def _limit(axes: Axes, seen: Sequence[float]) -> None:
-  """The axis holds what was trained, with a margin; printed rules may leave it."""
-  axes.set_ylim(min(seen) / 1.6, max(seen) * 1.6)
+def _limit(axes: Axes, record: Record, quantity: str) -> None:
+  """The axis holds all that is marked, with a margin; printed rules may leave it."""
+  seen = [
+    each[key]
+    for budget in record["budgets"] for each in budget["methods"].values() if each["usable"]
+    for key in (quantity, f"{quantity}_low", f"{quantity}_high") if each[key] is not None
+  ]  # fmt: skip
+  seen = seen or [point[quantity] for budget in record["budgets"] for point in budget["points"]]
+  axes.set_ylim(min(seen) / 2.5, max(seen) * 2.5)

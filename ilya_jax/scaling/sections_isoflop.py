@@ -104,7 +104,8 @@ def _definition_table(record: Record) -> Table:
   if difference is not None:
     cells = ["a of N minus a of N_total, both with 6 N D"]
     cells += [
-      f"{number(d['value'], 3)} {interval(d['low'], d['high'], 3)}" if (d := difference.get(method)) else "—" for method in methods
+      f"{number(d['value'], 3)} {interval(d['low'], d['high'], 3)}" if (d := difference.get(method)) else "—"
+      for method in methods
     ]
     rows.append(Row([*cells, "—"], "chosen"))
   header = ("counts", *(LOOKS[method][0] for method in methods), "moved")
@@ -151,11 +152,18 @@ def _budget_table(record: Record) -> Table:
       if method == "surface" and found["reason"]:
         verdict += f" ({found['reason']})"
       cells = [number(budget["C"], 3), str(len(budget["points"]))] if k == 0 else ["", ""]
-      cells += [LOOKS[method][0], number(found["N"], 3), interval(found["N_low"], found["N_high"], 3), number(found["D"], 3)]
+      cells += [
+        LOOKS[method][0],
+        number(found["N"], 3),
+        interval(found["N_low"], found["N_high"], 3),
+        number(found["D"], 3),
+      ]
       cells += [interval(found["D_low"], found["D_high"], 3), loss_text(found["loss"]), verdict]
       rows.append(Row(cells, "" if found["usable"] else "dropped"))
   header = ("C (FLOP)", "sizes", "method", "N*", "95 %", "D* (tokens)", "95 %", "loss", "usable")
-  note = "A minimum counts where it lies inside the sizes with two of them on each side; the fitted law needs no bracket."
+  note = (
+    "A minimum counts where it lies inside the sizes with two of them on each side; the fitted law needs no bracket."
+  )
   return Table("Minima by budget and method", header, rows, ("method", "usable"), note)
 
 

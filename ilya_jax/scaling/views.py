@@ -3,7 +3,7 @@
 Axis letters: R versions of the losses (measured, then resamples), n rows, B budgets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np

@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: asynchronous, atomic, verified on the way back; the last few, the best, and those asked for."""
 
 import hashlib
+import logging
 import os
 import re
 import sys
@@ -210,8 +211,13 @@ def _first_line(error: BaseException) -> str:
   return f"{type(error).__name__}: {lines[0][:120]}"
 
 
+def _is_not_an_abandoned_read(record: logging.LogRecord) -> bool:
+  message = record.getMessage()
+  return not (message.startswith("Task exception was never retrieved") and "orbax" in message)
+
+
 def _silence_abandoned_reads() -> None:
-  """Keeps Python from printing the reads that Orbax left waiting when another one failed, as each of them is freed.
+  """Keeps Python from printing the reads that Orbax left waiting, or that failed too, as each of them is freed.
 
   They end on TensorStore's threads, after the event loop that waited for them was closed, some of them before the load
   itself returns and some at a time that nothing here can wait for. So this holds from the first load on.
@@ -228,4 +234,5 @@ def _silence_abandoned_reads() -> None:
 
   hook.silences_orbax = True  # type: ignore[attr-defined]
   sys.unraisablehook = hook
+  logging.getLogger("asyncio").addFilter(_is_not_an_abandoned_read)
   warnings.filterwarnings("ignore", message="coroutine '.*_read_.*' was never awaited", category=RuntimeWarning)

@@ -34,12 +34,16 @@ def extra_pass(config: ConfigDict) -> bool:
 
 def check(config: ConfigDict, *, shards: int) -> None:
   """Raises UserError where the batch cannot be cut into the halves that the estimates need; shards: of the data."""
-  parts = HALVES * shards * config.pipeline.microbatches
+  piped = config.pipeline.microbatches > 1 or config.mesh.stage != 1
+  parts = HALVES * (shards * config.pipeline.microbatches if piped else 1)
   if extra_pass(config) and config.batch_size % parts:
     got = f"config.execution.noise_scale with a batch of {config.batch_size}, which has no halves"
-    over = [f"{shards} data shards"] * (shards > 1)
-    over += [f"{config.pipeline.microbatches} micro-batches of a pipeline"] * (config.pipeline.microbatches > 1)
-    expected = f"a multiple of {parts}" + (f" ({HALVES} halves over {' and '.join(over)})" if over else "")
+    over = (
+      f" ({HALVES} halves, {shards} data shards, {config.pipeline.microbatches} micro-batches of the pipeline)"
+      if piped
+      else ""
+    )
+    expected = f"a multiple of {parts}{over}"
     raise UserError(got, f"{expected}, or accumulate above 1", "--config.batch_size or --config.execution.noise_scale")
 
 

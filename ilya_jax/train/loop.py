@@ -294,6 +294,12 @@ class _Run:
     self.checkpoints = Checkpoints(choose_directory(self.workdir, job.config, run=self.id), **keep)
     self.evaluations: dict[str, dict[str, float]] = {}
     self.outcome: Result | RunFailed | None = None
+    self.notes: list[str] = []
+
+  def note(self, line: str) -> None:
+    """Says a line, and keeps it for the run's status.json: the worker of a sweep has nobody to say it to."""
+    say(line)
+    self.notes.append(line)
 
   def begin(self, step: int, inherited: list[dict]) -> None:
     """Opens the run's files at `step`."""
@@ -301,7 +307,9 @@ class _Run:
       elsewhere = str(self.checkpoints.directory) if self.config.checkpoint.dir else ""
       record = folder.config_record(self.config, run=self.id, data=dict(self.source.info), checkpoints=elsewhere)
       write_json(self.workdir / "config.json", record)
-    self.record = Record(self.workdir, config=self.config, run=self.id, task=self.task, step=step, inherited=inherited)
+    self.record = Record(
+      self.workdir, config=self.config, run=self.id, task=self.task, step=step, inherited=inherited, notes=self.notes
+    )
     self.checkpoints.remember({row["step"]: row["loss"] for row in self.record.rows if row["split"] == "eval"})
 
   def evaluate(self, programs: Programs, state: TrainState, *, step: int) -> float | None:
@@ -343,7 +351,7 @@ def _start(runs: Sequence[_Run], programs: Programs) -> dict[_Run, tuple[TrainSt
   for run in runs:
     run.checkpoints.remove_unfinished()
   while True:
-    found = {run: run.checkpoints.restore(programs.abstract_state, say=say) for run in runs}
+    found = {run: run.checkpoints.restore(programs.abstract_state, say=run.note) for run in runs}
     reached = {-1 if restored is None else restored[0] for restored in found.values()}
     if len(reached) == 1:
       break

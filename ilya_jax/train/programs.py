@@ -245,8 +245,14 @@ def gradients(
     (_, (metrics, model_state)), grads = grad(state.params, state.model_state, batch, rng, train=True)
     return grads, dict(metrics), model_state
 
+  rows = jax.tree.leaves(batch)[0].shape[0] // accumulate
+  even = (
+    rows % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
+  )  # halves that are estimated from may be too small to be split
+  over = batch_sharding(mesh, leading=1) if even else replicated(mesh)
+
   def split(leaf):
-    return jax.lax.with_sharding_constraint(micro_batches(leaf, accumulate), batch_sharding(mesh, leading=1))
+    return jax.lax.with_sharding_constraint(micro_batches(leaf, accumulate), over)
 
   def body(carry, xs):
     total, model_state = carry

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ _STATUS_EVERY_S = 2.0
 
 
 class Record:
-  """Writes what happens in a run; of several processes the first alone does. step: the last one logged."""
+  """Writes what happens in a run; of several processes the first alone does.
 
-  def __init__(self, workdir: Path, *, config: ConfigDict, run: str, task: Task, step: int, inherited: list[dict]):
+  step: the last one logged; notes: what the user must be told of this start, kept in status.json with those of earlier ones.
+  """
+
+  def __init__(
+    self, workdir: Path, *, config: ConfigDict, run: str, task: Task, step: int, inherited: list[dict],
+    notes: Sequence[str] = (),
+  ):  # fmt: skip
     self._workdir, self._config, self._run, self._counts = workdir, config, run, task.counts
     self._writes = is_first()
     self._metrics = MetricsFile(workdir / "metrics.jsonl", step=step, inherited=inherited, writes=self._writes)
@@ -31,6 +38,7 @@ class Record:
     self.step, self._loss, self._first = step, math.nan, step
     previous = read_json(workdir / "status.json") or {}
     self._wall_before = previous.get("wall_s", 0.0)
+    self._notes = [*previous.get("notes", ()), *notes]
     self._began, self._written = time.monotonic(), -math.inf
     self._events_from(inherited)
     self.status("running")
@@ -102,6 +110,8 @@ class Record:
     loss = self._loss if math.isfinite(self._loss) else None
     value = {"id": self._run, "state": state, "step": self.step, "steps": self._config.steps, "loss": loss,
              "wall_s": round(wall, 3), "left_s": left, "updated": time.time(), **more}  # fmt: skip
+    if self._notes:
+      value["notes"] = self._notes
     if self._writes:
       write_json(self._workdir / "status.json", value)
 

@@ -38,7 +38,7 @@ def quadratic(batch_size, fingerprint):
 
 
 @pytest.mark.parametrize(
-  "changes", [{"accumulate": 4}, {"accumulate": 2, "mesh.data": 2}, {}, {"mesh.data": 4}], ids=str
+  "changes", [{"accumulate": 4}, {"accumulate": 2, "mesh.data": 2}, {}, {"mesh.data": 4}, {"mesh.data": 8}], ids=str
 )
 def test_the_estimates_are_unbiased(small_run, changes):
   config = small_run(**{**ON, **changes, "steps": 4000, "execution.steps_per_dispatch": 4000})
@@ -66,12 +66,14 @@ def without_noise(rows):
   return [{k: v for k, v in row.items() if k not in NAMES | {"wall_s"}} for row in rows]
 
 
+PIPED = {"mesh.stage": 2, "mesh.data": 2, "pipeline.microbatches": 4, "model.n_layers": 2}
 CASES = [
   ("configs/transformer_lm.py:tiny", {}),
   ("configs/transformer_lm.py:tiny", {"accumulate": 4}),
   ("configs/transformer_lm.py:tiny", {"mesh.data": 2}),
   ("configs/transformer_lm.py:tiny", {"accumulate": 2, "mesh.data": 2, "mesh.fsdp": 2}),
   ("configs/transformer_lm.py:tiny", {"execution.steps_per_dispatch": 1}),
+  ("configs/transformer_lm.py:tiny", {"mesh.data": 8}),
   ("configs/lstm_lm.py:tiny", {}),
   ("configs/lstm_lm.py:tiny", {"accumulate": 2}),
 ]
@@ -134,7 +136,7 @@ def test_the_step_is_traced_once(small_run, tmp_path):
   assert made.steps._cache_size() == 1
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"mesh.data": 8}, {"batch_size": 3}], ids=str)
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 3}, PIPED], ids=str)
 def test_nothing_to_split_is_refused(small_run, tmp_path, changes):
   with pytest.raises(UserError, match="noise_scale"):
     train(small_run(**{**ON, **changes}), tmp_path / "run")
