@@ -7,6 +7,12 @@ Expected: width 64 reaches 1.7 nats a byte on the standard library's source in 1
 from ml_collections import ConfigDict
 
 VARIANTS = ("", "tiny", "small")
+COUNTS = {"tiny": (65_536, 99_072)}  # (N, N_total), as recorded when it was added
+CONFORMANCE = {
+  "data.context": 16,
+  "eval.tokens": 512,
+  "execution.steps_per_dispatch": 4,
+}  # of tests/test_conformance.py
 
 _SIZES = {  # layers, width, context, batch, steps, learning rate
   "tiny": (2, 64, 128, 32, 300, 1e-2),

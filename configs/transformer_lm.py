@@ -9,6 +9,12 @@ accelerators, on some 20 tokens a parameter: `ilya-jax plan` says what it takes.
 from ml_collections import ConfigDict
 
 VARIANTS = ("", "tiny", "small", "modern_tiny", "modern_small", "1b")
+COUNTS = {"tiny": (98_304, 124_672), "modern_tiny": (97_280, 114_112)}  # (N, N_total), as recorded when it was added
+CONFORMANCE = {
+  "data.context": 16,
+  "eval.tokens": 512,
+  "execution.steps_per_dispatch": 4,
+}  # of tests/test_conformance.py
 
 _SIZES = {  # layers, width, heads, context, batch, steps, learning rate
   "tiny": (2, 64, 2, 128, 32, 300, 4e-3),

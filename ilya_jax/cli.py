@@ -1,7 +1,6 @@
 """The command line: parse, then call one function. Bad input ends with one line and exit code 2."""
 
 import argparse
-import difflib
 import logging
 import os
 import shlex
@@ -10,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ilya_jax.errors import Preempted, RunFailed, UserError
+from ilya_jax.errors import Preempted, RunFailed, UserError, did_you_mean
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
   )
   _add_fit(commands)
   _add_plan(commands)
+  _add_claims(commands)
   return parser
 
 
@@ -133,6 +133,28 @@ def _add_plan(commands: Any) -> None:
     "--tokens", type=float, default=0.0, metavar="D", help="to give the days for (default: the config's steps)"
   )
   plan.add_argument("--record", action="store_true", help="write the figures to experiments/results/plans.json")
+
+
+def _add_claims(commands: Any) -> None:
+  listing = _add(
+    commands, "list", run=_list, summary="the 26 readings, their claims and verdicts", example="ilya-jax list"
+  )
+  listing.add_argument("--json", action="store_true", help="as JSON")
+  reproduce = _add(commands, "reproduce", run=_reproduce, summary="measure the claims of a reading beside the published numbers",
+                   example="ilya-jax reproduce lstm --claim gradient_against_lag --scale small")  # fmt: skip
+  reproduce.add_argument("reading", metavar="READING", help="an id of `ilya-jax list`")
+  reproduce.add_argument("--claim", metavar="ID", help="one of them (default all)")
+  reproduce.add_argument("--scale", default="tiny", metavar="tiny|small|paper", help="default tiny: seconds")
+  reproduce.add_argument("--seeds", metavar="0,1,2", help="default: the claim's own")
+  reproduce.add_argument(
+    "--record", action="store_true", help="keep the evidence in experiments/results, and in README"
+  )
+  reproduce.add_argument(
+    "--workdir", metavar="DIR", type=Path, help="for runs and figures (default runs/reproduce/READING)"
+  )
+  evaluation = _add(commands, "eval", run=_eval, summary="evaluate a run on its held-out sets, or on other data",
+                    example="ilya-jax eval --workdir runs/a --config.data.name=shakespeare")  # fmt: skip
+  evaluation.add_argument("--workdir", metavar="DIR", type=Path, help="folder of the run")
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -230,6 +252,39 @@ def _plan(arguments: Any) -> int:
   return 0
 
 
+def _list(arguments: Any) -> int:
+  from ilya_jax.claims import command
+
+  return command.list_readings(as_json=arguments.json)
+
+
+def _reproduce(arguments: Any) -> int:
+  from ilya_jax.claims import command
+  from ilya_jax.parallel.devices import prepare_devices, use_compilation_cache
+
+  prepare_devices()
+  use_compilation_cache()
+  return command.reproduce(
+    arguments.reading, claim=arguments.claim, scale=arguments.scale, seeds=arguments.seeds, record=arguments.record,
+    workdir=arguments.workdir, command=shlex.join(["ilya-jax", *arguments.from_shell]),
+  )  # fmt: skip
+
+
+def _eval(arguments: Any) -> int:
+  from ilya_jax.parallel.devices import prepare_devices, use_compilation_cache
+
+  _need(arguments, "workdir")
+  prepare_devices()
+  use_compilation_cache()
+  from ilya_jax.train.load import load_run
+
+  loaded = load_run(arguments.workdir, arguments.overrides)
+  for split in loaded.source.eval_batches:
+    means = loaded.evaluate(split)
+    print(f"{split}: " + " ".join(f"{name} {value:.4f}" for name, value in means.items()))
+  return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one command; returns its exit code."""
   logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it also raises
@@ -239,15 +294,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     names = list(next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices)
     if not rest or (not rest[0].startswith("-") and rest[0] not in names):
-      close = difflib.get_close_matches(rest[0], names, n=1) if rest else []
-      hint = f", did you mean {close[0]}?" if close else ""
+      hint = did_you_mean(rest[0], names) if rest else ""
       raise UserError(
         f"command {rest[0]!r}{hint}" if rest else "no command", f"one of {', '.join(names)}", "ilya-jax COMMAND"
       )
     parsed = parser.parse_args(rest)
     parsed.overrides = overrides
     parsed.from_shell = from_shell
-    if overrides and parsed.command not in ("train", "sweep", "plan"):
+    if overrides and parsed.command not in ("train", "sweep", "plan", "eval"):
       raise UserError(
         f"--config.{next(iter(overrides))}",
         f"no config fields with {parsed.command}",

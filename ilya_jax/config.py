@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ilya_jax.errors import UserError
+from ilya_jax.errors import UserError, did_you_mean
 
 # Fields that decide how a run is executed, not what it computes: they do not enter a run's id.
 EXECUTION_FIELDS = ("mesh", "pipeline", "execution", "checkpoint", "log_every", "profile", "eval.every")
@@ -96,8 +96,7 @@ def load_file(spec: str, *, function: str, flag: str) -> Any:
     ) from error
   variants = getattr(module, "VARIANTS", ("",))
   if variant not in variants:
-    close = difflib.get_close_matches(variant, variants, n=1)
-    hint = f", did you mean {close[0]}?" if close else ""
+    hint = did_you_mean(variant, variants)
     names = ", ".join(name or "(none)" for name in variants)
     raise UserError(f"unknown variant {variant!r} of {path}{hint}", f"one of {names}", f"{flag} {path}:VARIANT")
   try:

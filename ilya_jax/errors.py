@@ -1,6 +1,14 @@
 """How a command ends other than well: bad input (exit code 2), a run that failed (1), a signal (128 + its number)."""
 
+import difflib
 import signal
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+  """ ", did you mean X?" where one of the known names is like the one that was got, else ""."""
+  close = difflib.get_close_matches(name, list(known), n=1)
+  return f", did you mean {close[0]}?" if close else ""
 
 
 class UserError(Exception):

@@ -22,6 +22,7 @@ ALLOWED = {
   "tasks": {"models", "nn", "data", "config", "parallel.layers", "scaling.counting"},
   "train": {"tasks", "data", "parallel", "config"},
   "scaling": {"train", "parallel", "config", "data"},
+  "claims": {"train", "scaling", "config", "parallel"},
   "cli": {"*"},
 }
 PURE = (

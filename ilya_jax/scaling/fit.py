@@ -12,13 +12,12 @@ The search is described in `search`; the tests compare it with scipy's minimiser
 Axis letters: n rows, P parameters.
 """
 
-import difflib
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize, special
 
-from ilya_jax.errors import UserError
+from ilya_jax.errors import UserError, did_you_mean
 from ilya_jax.scaling import search, starts
 from ilya_jax.scaling.laws import FORMS, Form, for_variables
 from ilya_jax.scaling.objectives import Points, centred, check_objective
@@ -160,9 +159,7 @@ def aicc(value: float, *, points: int, parameters: int, objective: str, delta: f
 def get_form(name: str) -> Form:
   """The form of this name; UserError names those there are."""
   if name not in FORMS:
-    close = difflib.get_close_matches(name, FORMS, n=1)
-    hint = f", did you mean {close[0]}?" if close else ""
-    raise UserError(f"form {name!r}{hint}", f"auto or one of {', '.join(FORMS)}", "change --form")
+    raise UserError(f"form {name!r}{did_you_mean(name, FORMS)}", f"auto or one of {', '.join(FORMS)}", "change --form")
   return FORMS[name]
 
 

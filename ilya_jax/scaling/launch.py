@@ -5,7 +5,6 @@ arrays, `launch_ray` in a Ray cluster. Several processes that train each cell to
 """
 
 import contextlib
-import difflib
 import functools
 import os
 import time
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from ilya_jax.config import load_config
-from ilya_jax.errors import Preempted, RunFailed, UserError
+from ilya_jax.errors import Preempted, RunFailed, UserError, did_you_mean
 from ilya_jax.parallel import distributed
 from ilya_jax.parallel.devices import on_cpu, prepare_devices, use_compilation_cache
 from ilya_jax.scaling.sweep import Cell, cell_folder, cell_state, own_flops
@@ -77,7 +76,7 @@ def default_workers() -> int:
 def check_launcher(name: str) -> None:
   """Raises UserError where there is no such launcher."""
   if name not in LAUNCHERS:
-    raise UserError(f"--launcher {name}{_hint(name, LAUNCHERS)}", " | ".join(LAUNCHERS), "--launcher")
+    raise UserError(f"--launcher {name}{did_you_mean(name, LAUNCHERS)}", " | ".join(LAUNCHERS), "--launcher")
 
 
 def read_options(pairs: Iterable[str]) -> dict[str, str]:
@@ -96,12 +95,9 @@ def check_names(options: Collection[str], names: Collection[str], *, launcher: s
   for name in options:
     if name not in names:
       expected = f"one of {', '.join(sorted(names))}" if names else "none"
-      raise UserError(f"--launcher-option {name}{_hint(name, names)}", f"{expected} ({launcher})", "--launcher-option")
-
-
-def _hint(name: str, names: Collection[str]) -> str:
-  close = difflib.get_close_matches(name, names, n=1)
-  return f", did you mean {close[0]}?" if close else ""
+      raise UserError(
+        f"--launcher-option {name}{did_you_mean(name, names)}", f"{expected} ({launcher})", "--launcher-option"
+      )
 
 
 def open_engine(launcher: str, options: Mapping[str, str], *, sweep_dir: Path, workers: int, report: Report) -> Engine:
