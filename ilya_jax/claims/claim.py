@@ -1,9 +1,11 @@
 """The contract of a claim: one falsifiable statement of a reading, how it is measured, and the rule that judges it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 
 SCALES = ("tiny", "small", "paper")
@@ -55,7 +57,8 @@ class Claim(NamedTuple):
   id: short, of letters, digits and underscores. where: section, figure or table of the paper. published: the paper's numbers.
   criteria: scale -> the rule, in words, fixed before anything was measured; its keys are the scales that the claim has.
     That of `tiny` is a necessary condition, which must hold.
-  measure(setting) -> Measured; judge(rows, scale) -> Judged, the rule of `criteria` in code, a function of the rows alone.
+  measure(setting) -> Measured; judge(rows, scale) -> Judged, the rule of `criteria` in code, a function of the rows alone (as
+    `plain` leaves them; what is not finite holds no rule).
   by: fields of the rows that are conditions though they are numbers, as a length. seeds: by default.
   exact: a computation without seeds. optional: needs a download or an extra; its absence is no failure.
   """
@@ -84,5 +87,17 @@ def select(rows: Sequence[Row], **conditions: Any) -> list[Row]:
 
 
 def column(rows: Sequence[Row], name: str, **conditions: Any) -> list[float]:
-  """The numbers of a field in the rows that meet the conditions, in order. Raises KeyError where one lacks the field."""
-  return [float(row[name]) for row in select(rows, **conditions)]
+  """The numbers of a field in the rows that meet the conditions, in order; nan for None, which is what is not finite.
+
+  Raises KeyError where a row lacks the field.
+  """
+  return [math.nan if row[name] is None else float(row[name]) for row in select(rows, **conditions)]
+
+
+def plain(row: Row) -> dict[str, Any]:
+  """A row of Python's own types; what is not finite becomes None, as JSON has no word for it."""
+  made: dict[str, Any] = {}
+  for name, value in row.items():
+    number = value.item() if isinstance(value, np.generic) else value
+    made[name] = None if isinstance(number, float) and not math.isfinite(number) else number
+  return made

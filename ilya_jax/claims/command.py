@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ilya_jax.claims import evidence, pages
-from ilya_jax.claims.claim import SCALES, VERDICTS, Claim, Measured, Setting
+from ilya_jax.claims.claim import SCALES, VERDICTS, Claim, Measured, Setting, plain
 from ilya_jax.claims.readings import Reading, checkout, claims_of, find_reading
 from ilya_jax.claims.trainings import train_all
 from ilya_jax.errors import RunFailed, UserError, did_you_mean
@@ -112,7 +112,7 @@ def measure(
 
   train = functools.partial(train_all, folder=folder, apart=scale != "tiny", say=say)
   measured = claim.measure(Setting(scale, own, folder, train, say))
-  judged = claim.judge(measured.rows, scale)
+  judged = claim.judge([plain(row) for row in measured.rows], scale)
   if judged.verdict not in VERDICTS:
     raise ValueError(f"{claim.id} judges {judged.verdict!r}, not one of {', '.join(VERDICTS)}")
   wall_s = time.monotonic() - began

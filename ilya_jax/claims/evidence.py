@@ -1,7 +1,6 @@
 """Evidence of claims: records in experiments/results/<reading>.json, one for each claim and scale."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ilya_jax.claims.claim import SCALES, Claim, Judged, Measured, Row
+from ilya_jax.claims.claim import SCALES, Claim, Judged, Measured, Row, plain
 from ilya_jax.train.metrics import write_json
 from ilya_jax.train.workdir import git_commit, hardware, versions
 
@@ -22,21 +21,12 @@ def make_record(
   """What is kept of a measurement (INTERFACES.md, "Evidence of a claim")."""
   return {
     "claim": claim.id, "statement": claim.statement, "where": claim.where, "published": claim.published, "scale": scale,
-    "criterion": claim.criteria[scale], "seeds": list(seeds), "values": [_plain(row) for row in measured.rows],
+    "criterion": claim.criteria[scale], "seeds": list(seeds), "values": [plain(row) for row in measured.rows],
     "summary": summarise(measured.rows, by=claim.by), "verdict": judged.verdict, "finding": judged.finding,
     "remarks": list(measured.remarks), "figures": list(measured.figures), "exact": claim.exact, "optional": claim.optional,
     "wall_s": round(wall_s, 1), "hardware": hardware(), "versions": versions(), "commit": git_commit(),
     "command": command,
   }  # fmt: skip
-
-
-def _plain(row: Row) -> dict[str, Any]:
-  """A row of Python's own types; what is not finite becomes None, as JSON has no word for it."""
-  plain: dict[str, Any] = {}
-  for name, value in row.items():
-    number = value.item() if isinstance(value, np.generic) else value
-    plain[name] = None if isinstance(number, float) and not math.isfinite(number) else number
-  return plain
 
 
 def summarise(rows: Sequence[Row], *, by: Sequence[str]) -> list[dict[str, Any]]:
@@ -45,7 +35,7 @@ def summarise(rows: Sequence[Row], *, by: Sequence[str]) -> list[dict[str, Any]]
   The interval is Student's, None with a single seed; the mean is None where a value is missing or not finite.
   """
   groups: dict[tuple[tuple[str, Any], ...], list[Mapping[str, Any]]] = {}
-  for row in map(_plain, rows):
+  for row in map(plain, rows):
     condition = tuple((name, value) for name, value in row.items() if isinstance(value, str) or name in by)
     groups.setdefault(condition, []).append(row)
   summary = []
