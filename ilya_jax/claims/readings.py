@@ -1,6 +1,7 @@
 """The 26 readings of "Ilya's list", and the files of each: claims in experiments/, configs in configs/."""
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -66,10 +67,15 @@ def find_reading(name: str) -> Reading:
 
 
 def claims_of(reading: Reading, root: Path) -> Sequence[Claim]:
-  """The claims in experiments/<id>.py of the checkout at `root`, in order; none where there is no such file."""
+  """The claims in experiments/<id>.py of the checkout at `root`, in order; none where there is no such file.
+
+  Such a file may import others beside it, as `from experiments import <id>_figures`.
+  """
   path = root / "experiments" / f"{reading.id}.py"
   if not path.is_file():
     return ()
+  if str(root) not in sys.path:
+    sys.path.insert(0, str(root))
   spec = importlib.util.spec_from_file_location(f"_experiment_{reading.id}", path)
   assert spec is not None
   assert spec.loader is not None
