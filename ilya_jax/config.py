@@ -42,7 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "warmup_steps": 0,
     "cooldown_fraction": 0.0,
     "final_fraction": 0.0,  # of the rate, at the end of the cooldown
-    "options": {},  # of a schedule of optax
+    "options": {},  # of `drops`, or of a schedule of optax
   },
   "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "stage": 1},  # one of them may be -1: what is left
   "pipeline": {
@@ -54,6 +54,7 @@ DEFAULTS: dict[str, Any] = {
   },
   "execution": {
     "steps_per_dispatch": 16,
+    "unroll_steps": False,  # those of a dispatch, and micro-batches, written out: convolutions on a CPU want it
     "remat": False,  # layers recompute their inside in the backward pass
     "noise_scale": False,  # logs |G|^2 and tr(Sigma) of the gradient: `train.gradient_noise`
     "tensorboard": True,

@@ -19,7 +19,9 @@ def make_optimizer(optim: Any) -> optax.GradientTransformation:
   """The optimizer of the config section `optim`, with a settable learning rate.
 
   optim: `name` (a function of optax that takes `learning_rate`), `clip_norm` (0: none), and `options`, the keyword
-    arguments of that function. Weight decay, where the optimizer has a `mask`, acts on matrices ("kernel") alone.
+    arguments of that function. Weight decay, where the optimizer has a `mask`, acts on matrices ("kernel") alone. `l2`, where
+    there is one: the gradient of l2 / 2 times the squares of all parameters, biases and norms too, is added before the
+    optimizer sees it (and after clipping), as the papers that train with momentum do.
   Raises UserError on an unknown optimizer or option.
   """
   build = getattr(optax, optim.name, None)
@@ -37,6 +39,7 @@ def make_optimizer(optim: Any) -> optax.GradientTransformation:
 
   def chained(learning_rate):
     steps = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
+    steps += [optax.add_decayed_weights(optim.l2)] if optim.get("l2", 0.0) else []
     return optax.chain(*steps, build(learning_rate, **options))
 
   return optax.inject_hyperparams(chained)(learning_rate=0.0)
@@ -59,7 +62,8 @@ def make_schedule(schedule: Any, *, learning_rate: float, steps: int) -> Callabl
 
   schedule.name: "constant"; "wsd" (constant, then a 1 - sqrt cooldown over the last `cooldown_fraction` of the steps:
     Hagele et al. 2024, arXiv 2405.18392); "cosine" (to `final_fraction` of the peak); "linear" (the same, straight);
-    or any schedule of optax, called with the options of the config.
+    "drops" (constant, times options.factor at each of options.at, fractions of the steps); or any schedule of optax, called
+    with the options of the config.
   schedule.warmup_steps: linear warm-up from 0, in steps, before and on top of any of them.
   Raises UserError on an unknown name.
   """
@@ -77,6 +81,9 @@ def make_schedule(schedule: Any, *, learning_rate: float, steps: int) -> Callabl
     base = optax.cosine_decay_schedule(learning_rate, steps, alpha=schedule.final_fraction)
   elif name == "linear":
     base = optax.linear_schedule(learning_rate, learning_rate * schedule.final_fraction, steps)
+  elif name == "drops":
+    drops = {round(share * steps): schedule.options["factor"] for share in schedule.options["at"]}
+    base = optax.piecewise_constant_schedule(learning_rate, drops)
   elif name.endswith("_schedule") and callable(getattr(optax, name, None)):
     try:
       base = getattr(optax, name)(**schedule.options)
@@ -85,7 +92,7 @@ def make_schedule(schedule: Any, *, learning_rate: float, steps: int) -> Callabl
         f"options of optax.{name}: {error}", "its keyword arguments", "--config.schedule.options"
       ) from error
   else:
-    expected = "constant, wsd, cosine, linear, or a schedule of optax such as warmup_cosine_decay_schedule"
+    expected = "constant, wsd, cosine, linear, drops, or a schedule of optax such as warmup_cosine_decay_schedule"
     raise UserError(f"schedule {name!r}", expected, "--config.schedule.name")
 
   def with_warmup(step):

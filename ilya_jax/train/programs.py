@@ -21,6 +21,7 @@ from ilya_jax.task import Source, Task
 from ilya_jax.train import gradient_noise
 from ilya_jax.train.optimizer import make_optimizer, with_learning_rate
 from ilya_jax.train.state import TrainState
+from ilya_jax.train.unrolled import Unrolled, written_out
 
 PyTree = Any
 _SQUARES = "micro_grad_sq_norm"  # a metric between `gradients` and the step, not logged
@@ -41,7 +42,7 @@ class Programs(NamedTuple):
   mesh: Mesh
   abstract_state: TrainState
   init: Callable[[Any], TrainState]
-  steps: Any  # jitted
+  steps: Any  # jitted, or `unrolled.Unrolled`
   evaluate: Callable[..., PyTree]
   join: Callable[[Sequence[TrainState]], TrainState]
   split: Callable[[TrainState], Sequence[TrainState]]
@@ -122,7 +123,9 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices
 
   def one_step(state: TrainState, batch, learning_rate):
     batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
-    grads, metrics, model_state = gradients(task, state, batch, accumulate=config.accumulate, mesh=mesh, squares=noisy)
+    grads, metrics, model_state = gradients(
+      task, state, batch, accumulate=config.accumulate, mesh=mesh, squares=noisy, unroll=config.execution.unroll_steps
+    )
     noise = _gradient_noise(config, task, state, batch, metrics=metrics, grads=grads, mesh=mesh) if noisy else {}
     opt_state = with_learning_rate(state.opt_state, learning_rate)
     with jax.numpy_dtype_promotion("standard"):  # optax multiplies integers with floats; our own code does not
@@ -136,26 +139,30 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices
     }
     return TrainState(state.step + 1, params, model_state, opt_state, state.rng), metrics
 
-  def steps(state, batches, rates, n):
-    def draw(state, index):
-      if source.traced:
-        return source.batch(state.step, split="train")
-      return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), batches)
+  def numbered_step(state, batches, rates, index):
+    if source.traced:
+      batch = source.batch(state.step, split="train")
+    else:
+      batch = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), batches)
+    return one_step(state, batch, rates[index])
 
+  def no_metrics(state, batches, rates):
+    _, metric_shapes = jax.eval_shape(numbered_step, state, batches, rates, 0)
+    return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), metric_shapes)
+
+  def steps(state, batches, rates, n):
     if capacity == 1:  # no loop: some operations (convolutions) are slow inside one on the CPU
-      state, metrics = one_step(state, draw(state, 0), rates[0])
+      state, metrics = numbered_step(state, batches, rates, 0)
       return state, jax.tree.map(lambda value: value[None], metrics)
 
     def body(index, carry):
       state, kept = carry
-      state, metrics = one_step(state, draw(state, index), rates[index])
+      state, metrics = numbered_step(state, batches, rates, index)
       kept = jax.tree.map(lambda row, value: row.at[index].set(value), kept, metrics)
       return state, kept
 
-    _, metric_shapes = jax.eval_shape(one_step, state, jax.eval_shape(draw, state, 0), rates[0])
-    kept = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), metric_shapes)
     # The trip count is an argument: the same program runs any chunk, so that chunking cannot change a bit.
-    return jax.lax.fori_loop(0, n, body, (state, kept))
+    return jax.lax.fori_loop(0, n, body, (state, no_metrics(state, batches, rates)))
 
   def evaluate(params, model_state, batch):
     rows = jax.tree.leaves(batch)[0].shape[0]
@@ -173,13 +180,26 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices
   def split(state):
     return tuple(row(state, index) for index in range(pack))
 
+  def compiled(function, *axes, donated):
+    return jax.jit(
+      jax.vmap(function, in_axes=axes) if packed else function, donate_argnums=donated, out_shardings=(joined, same)
+    )
+
+  run: Any = compiled(steps, 0, 0, 0, None, donated=0)
+  if config.execution.unroll_steps and capacity > 1:
+    whole, single = written_out(numbered_step, capacity=capacity)
+    run = Unrolled(
+      whole=compiled(whole, 0, 0, 0, None, donated=0),
+      single=compiled(single, 0, 0, 0, 0, None, donated=(0, 1)),
+      begin=jax.jit(jax.vmap(no_metrics) if packed else no_metrics, out_shardings=same),
+      capacity=capacity,
+    )
+
   return Programs(
     mesh=mesh,
     abstract_state=abstract,
     init=jax.jit(init, out_shardings=layout),
-    steps=jax.jit(
-      jax.vmap(steps, in_axes=(0, 0, 0, None)) if packed else steps, donate_argnums=0, out_shardings=(joined, same)
-    ),
+    steps=run,
     evaluate=jax.jit(evaluate, out_shardings=same),
     join=jax.jit(join, out_shardings=joined) if packed else lambda states: states[0],
     split=jax.jit(split, out_shardings=(layout,) * pack) if packed else lambda state: (state,),
@@ -232,12 +252,13 @@ def row(tree: PyTree, index: int) -> PyTree:
 
 
 def gradients(
-  task: Task, state: TrainState, batch: PyTree, *, accumulate: int, mesh: Mesh, squares: bool = False
-) -> tuple[PyTree, Any, PyTree]:
+  task: Task, state: TrainState, batch: PyTree, *, accumulate: int, mesh: Mesh, squares: bool = False,
+  unroll: bool = False,
+) -> tuple[PyTree, Any, PyTree]:  # fmt: skip
   """(gradients, metrics, model state) of the batch, taken in `accumulate` equal micro-batches one after another.
 
   Gradients are the mean over micro-batches; metrics are summed. squares: with one more metric where there are several, the
-  square of the norm of a micro-batch's gradient.
+  square of the norm of a micro-batch's gradient. unroll: the micro-batches are written out, not looped over.
   """
   rng = jax.random.fold_in(state.rng, state.step)
   grad = jax.value_and_grad(task.loss, has_aux=True)
@@ -271,7 +292,8 @@ def gradients(
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   parts = jax.tree.map(split, batch)
   indices = jnp.arange(accumulate, dtype=jnp.uint32)
-  (total, model_state), metrics = jax.lax.scan(body, (zeros, state.model_state), (indices, parts))
+  carry = (zeros, state.model_state)
+  (total, model_state), metrics = jax.lax.scan(body, carry, (indices, parts), unroll=accumulate if unroll else 1)
   grads = jax.tree.map(lambda leaf: leaf / accumulate, total)
   return grads, jax.tree.map(lambda leaf: leaf.sum(0), dict(metrics)), model_state
 
