@@ -1,6 +1,7 @@
 """A run's folder: its lock, its config.json, and what may be continued in it."""
 
 import fcntl
+import json
 import os
 import platform
 import subprocess
@@ -128,6 +129,7 @@ def check_continues(workdir: Path, config: ConfigDict, *, run: str) -> None:
     return
   held = ConfigDict(record["config"])
   old, new = without(held, EXECUTION_FIELDS), without(config, EXECUTION_FIELDS)
+  new = json.loads(json.dumps(new, default=str))  # as it would be read back: tuples are lists there
   changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
   longer = changed == ["steps"] and new["steps"] > old["steps"] and new["schedule.name"] == "constant"
   if not longer:
