@@ -1,6 +1,7 @@
 """What every config promises, enumerated: counts, gradients, traces, seeds, devices, save and restore, learning."""
 
 import functools
+import itertools
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from ilya_jax.train.programs import make_programs
 
 ROOT = Path(__file__).parents[1]
 
+_NUMBERS = itertools.count()
 # What a run of seconds changes in any config; a config file adds its own as CONFORMANCE.
 SHORT = {
   "batch_size": 8, "steps": 12, "log_every": 1, "execution.tensorboard": False, "mesh.data": 1,
@@ -146,7 +148,7 @@ def test_evaluation_is_deterministic_and_leaves_the_model_state(member):
 
 def with_one_batch(source, batch):
   """The source, giving this batch always, under a name of its own."""
-  info = {**source.info, "fingerprint": f"one batch {id(batch)}"}
+  info = {**source.info, "fingerprint": f"one batch {next(_NUMBERS)}"}
   return source._replace(batch=lambda step, *, split: batch, info=info)
 
 

@@ -153,6 +153,7 @@ def counted_both_ways(table: Table, rows: Array, options: Options) -> dict[str, 
   return {
     "form": "chinchilla", "a_N": own["beta"] / (own["alpha"] + own["beta"]), "a_N_total": slope.of_total,
     "ladder_slope": slope.of_ladder, "g": slope.g, "g_error": slope.g_error,
+    "alpha": slope.alpha, "beta": slope.beta,
     "local_slope": [{"N": n, "x": n ** (2 / 3) / slope.g, "slope": each} for n, each in zip(slope.N, slope.slope, strict=True)],
   }  # fmt: skip
 

@@ -99,7 +99,8 @@ def watch(
   if listed is not None and listed.state not in _ENDED:
     task.gone_since, task.times_gone = None, 0
     return None
-  task.gone_since, task.times_gone = task.gone_since or now, task.times_gone + 1
+  task.gone_since = now if task.gone_since is None else task.gone_since
+  task.times_gone += 1
   if task.times_gone < 2:
     return None
   if endings and not over and task.state != "CANCELLED":

@@ -66,20 +66,24 @@ def centred(form: Form, loss: Array, variables: Mapping[str, Array]) -> Points:
   return Points({v: x - centre[v] for v, x in logs.items()}, centre, np.asarray(loss, np.float64))
 
 
-def problem(form: Form, points: Points, *, weights: Array, objective: str, delta: float) -> Problem:
+def problem(
+  form: Form, points: Points, *, weights: Array, objective: str, delta: float, targets: Array | None = None
+) -> Problem:
   """S fits of one form to the same rows, as functions of theta.
 
-  weights: [1, n] or [S, n], how often each row counts. delta: of `huber`; `lad` takes it as its smoothing. The value
-  returned by `Problem.value` times `unit` is the objective of the table above.
+  weights: [1, n] or [S, n], how often each row counts. delta: of `huber`; `lad` takes it as its smoothing. targets: [S, n],
+  ln losses of each fit in place of those that were measured. The value returned by `Problem.value` times `unit` is the
+  objective of the table above.
   """
-  measured = np.log(points.loss)
+  measured = np.log(points.loss)[None] if targets is None else targets
   raw, quadratic = objective == "lsq", objective in ("lsq", "lsq_log")
   size = float(np.exp(np.log(points.loss).mean())) if raw else 1.0  # raw residuals in units of the mean loss
   unit = {"huber": delta, "lad": 1.0, "lsq_log": 2e-2, "lsq": 2e-2 * size**2}[objective]
   width = 1e-2 if quadratic else delta
 
-  def residual(log_loss: Array) -> Array:
-    return (np.exp(log_loss) - np.exp(measured)) / size if raw else log_loss - measured
+  def residual(log_loss: Array, rows: Array) -> Array:
+    own = _of(measured, rows)
+    return (np.exp(log_loss) - np.exp(own)) / size if raw else log_loss - own
 
   def penalty(r: Array) -> Array:
     a = np.abs(r)
@@ -89,12 +93,12 @@ def problem(form: Form, points: Points, *, weights: Array, objective: str, delta
     return jac * (np.exp(log_loss) / size)[:, None] if raw else jac
 
   def value(theta: Array, rows: Array) -> Array:
-    r = residual(form.log_loss(theta, points.logs)[0])
+    r = residual(form.log_loss(theta, points.logs)[0], rows)
     return (_of(weights, rows) * penalty(r)).sum(-1)
 
   def derivatives(theta: Array, rows: Array) -> Derivatives:
     log_loss, jac = form.log_loss(theta, points.logs)
-    r, jac, weight = residual(log_loss), jacobian(log_loss, jac), _of(weights, rows)
+    r, jac, weight = residual(log_loss, rows), jacobian(log_loss, jac), _of(weights, rows)
     a = np.abs(r)
     slope = weight * (r / width if quadratic else np.clip(r / width, -1.0, 1.0))
     curvature = weight / width * (1.0 if quadratic else a <= width)

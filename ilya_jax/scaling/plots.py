@@ -73,7 +73,10 @@ class Measured(NamedTuple):
 
   def take(self, part: str) -> "Measured":
     """The points that play this part."""
-    keep = self.part == part
+    return self.where(self.part == part)
+
+  def where(self, keep: Array) -> "Measured":
+    """The points for which `keep` [n] holds."""
     N, D, C, loss, errors, parts = (column[keep] for column in self[:6])
     return Measured(N, D, C, loss, errors, parts, self.loss_unit)
 
@@ -250,34 +253,6 @@ def residuals(law: Law, measured: Measured) -> Figure:
     axes.set_ylabel("Residual (%)")
   zero = drawing.handle(f"the law ({law.name})", colour="black")
   drawing.legend(figure, [zero, *sizes, *_part_handles(measured)])
-  return figure
-
-
-def allocation(frontier: Frontier, measured: Measured) -> Figure:
-  """Compute-optimal N*, D* and D*/N* against compute (6 N D) with their bands, over the runs that there are."""
-  figure, panels = drawing.new_figure(rows=3, height=7.05)
-  rows = ((frontier.N, measured.N, "Parameters N*"), (frontier.D, measured.D, "Tokens D*"),
-          (frontier.ratio, measured.D / measured.N, "Tokens per parameter"))  # fmt: skip
-  banded = bool(np.isfinite(frontier.N[1:]).all())
-  compute = measured.C_6ND
-  for axes, (best, points, label) in zip(panels, rows, strict=True):
-    axes.axvspan(compute.min(), compute.max(), color="#f1f1ec", linewidth=0, zorder=0)
-    axes.plot(compute, points, linestyle="", marker="o", markersize=3, color="#8c8c8c", zorder=3)
-    axes.plot(frontier.C, best[0], color=OKABE_ITO[0], zorder=4)
-    if banded:
-      axes.fill_between(frontier.C, best[1], best[2], color=OKABE_ITO[0], alpha=0.18, linewidth=0, zorder=2)
-    drawing.scale_x(axes, frontier.C, LABELS["6ND"])
-    axes.set_yscale("log")
-    axes.set_ylabel(label)
-    shown = np.concatenate([points, best[0]])
-    axes.set_ylim(shown.min() / 2, shown.max() * 2)
-  handles: list[Any] = [
-    drawing.handle("compute-optimal", colour=OKABE_ITO[0]), drawing.handle("runs", colour="#8c8c8c", marker="o", dashes="", size=3),
-    Patch(color="#e6e6df", linewidth=0, label="range of the runs"),
-  ]  # fmt: skip
-  if banded:
-    handles.insert(1, Patch(color=OKABE_ITO[0], alpha=0.25, linewidth=0, label="95 % band"))
-  drawing.legend(figure, handles, columns=4)
   return figure
 
 

@@ -104,6 +104,7 @@ def report_fit(fitted: FittedTable, table: Table, out: Path, *, formats: Sequenc
   made = [
     *overview.table_sections(family),
     sections.family_section(family, draw=draw),
+    *sections.sources_section(family, table, draw=draw),
     *([isoflop_section(found, unit=unit, draw=draw)] if (found := fitted.result.get("isoflop")) else []),
     *([batch_section(found, draw=draw)] if (found := fitted.result.get("critical_batch")) else []),
     overview.checklist_section([family]),

@@ -84,10 +84,12 @@ def follow(
   objective: str = "huber",
   delta: float = 1e-3,
   box: tuple[Array, Array] | None = None,
+  targets: Array | None = None,
 ) -> newton.Minimum:
   """B fits of `form` to reweighted rows, from `theta` [B, P] along the last part of the path.
 
-  weights: [1, n] or [B, n]. box: bounds [B, P] in place of those of `starts.bounds`. A second pass starts every fit at
+  weights: [1, n] or [B, n]. box: bounds [B, P] in place of those of `starts.bounds`. targets: ln losses [B, n] in place of the
+  measured ones. A second pass starts every fit at
   the optimum of another one and keeps the better: refits must be free to change valleys, or their spread is too small.
   Least absolute deviations are smoothed at delta 1e-6, far below any spread of refits. Returns theta [B, P], objective [B],
   converged [B].
@@ -97,7 +99,7 @@ def follow(
   path = [d for d in _PATH if 1.0001 * last < d <= 0.04] if objective in ("huber", "lad") else []
 
   def descend(theta: Array, width: float) -> newton.Minimum:
-    task = problem(form, points, weights=weights, objective=objective, delta=width)
+    task = problem(form, points, weights=weights, objective=objective, delta=width, targets=targets)
     final = width == last
     found = newton.minimise(
       *task[:2], theta=theta, low=low, high=high, iterations=100 if final else 10, tolerance=1e-10 if final else 1e-4

@@ -1,15 +1,17 @@
 """The sections of a report: for each family its figures with captions, tables and sentences, then what they share."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ilya_jax.scaling import document, drawing, law_tables, plots
+from ilya_jax.scaling import document, drawing, law_tables, plots, plots_allocation
 from ilya_jax.scaling.document import Part, Picture, Section, percent
 from ilya_jax.scaling.families import Family
 from ilya_jax.scaling.laws import FORMS
+from ilya_jax.scaling.table import Table
 
 Draw = Callable[[str, Figure, str, str], Picture]  # (name of the file, figure, title, caption) -> what the report shows
 
@@ -22,7 +24,8 @@ def family_section(family: Family, *, draw: Draw) -> Section:
     parts += [_chosen_part(family, best, draw), _test_part(family, draw), _errors_part(family, best, draw)]
     table = law_tables.sensitivity_table(best)
     if table is not None:
-      parts.append(Part(f"What moves the {best['form']} fit", f"{name}-sensitivity", tables=[table]))
+      figures = _choices_figure(family, best, draw)
+      parts.append(Part(f"What moves the {best['form']} fit", f"{name}-sensitivity", figures=figures, tables=[table]))
     others = family.result["forms"][1:]
     parts += [_other_part(family, form, draw) for form in others if len(law_tables.variables(form)) > 1]
     single = [form for form in others if len(law_tables.variables(form)) == 1]
@@ -173,6 +176,19 @@ def _resample_figure(family: Family, draw: Draw) -> list[Picture]:
   )]  # fmt: skip
 
 
+def _choices_figure(family: Family, form: Mapping[str, Any], draw: Draw) -> list[Picture]:
+  """Exponents, and the floor where there is one, under other choices."""
+  names = [*FORMS[form["form"]].exponents, *(["E"] if "E" in form["parameters"] else [])]
+  labels = {name: f"Exponent {document.plain_symbol(name)} (no unit)" for name in names}
+  labels["E"] = f"Floor E ({family.measured.loss_unit})"
+  figure = plots_allocation.choices(form["sensitivity"], names=names, labels=labels)
+  return [draw(
+    f"{family.name}_choices", figure, "The same law under other choices",
+    "Each row is the law refitted after one change to how the fit is made; the dashed line is the fit as reported. What moves "
+    "by more than its interval depends on that choice, not on the runs alone.",
+  )]  # fmt: skip
+
+
 def _errors_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
   name, law = family.name, family.laws[form["form"]]
   drawn = set(law.variables) <= {"N", "D", "C"}  # which the points know
@@ -183,17 +199,40 @@ def _errors_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
   )]  # fmt: skip
   tables = []
   if family.frontier is not None:
-    figures.append(draw(
-      f"{name}_allocation", plots.allocation(family.frontier, family.measured), "Compute-optimal allocation",
-      f"The size N*, the tokens D* and their ratio that minimise the loss at each compute by {family.frontier_of}, with "
-      "95 % bands. Dots are the runs, the shade their range: outside it the lines extrapolate.",
-    ))  # fmt: skip
     of = next(f for f in family.result["forms"] if f["form"] == family.frontier_of)
+    figures += _allocation_figures(family, of, draw)
     tables = [table for table in (law_tables.optimal_table(of), law_tables.rules_table(of)) if table is not None]
   between = law_tables.between_table(family.result)
   counted = law_tables.definitions_sentence(family.result)
   return Part("Residuals and allocation", f"{name}-residuals", text=[counted] if counted else [], figures=figures,
               tables=[*tables, between] if between is not None else tables)  # fmt: skip
+
+
+def _allocation_figures(family: Family, form: Mapping[str, Any], draw: Draw) -> list[Picture]:
+  """What the law with an optimum says of spending compute; with both counts of N, the slope that one of them bends."""
+  name, frontier, counted = family.name, family.frontier, family.result.get("definitions")
+  assert frontier is not None
+  figures = [
+    draw(
+      f"{name}_allocation", plots_allocation.optima(frontier, family.measured), "Compute-optimal allocation",
+      f"The size N*, the tokens D* and their ratio that minimise the loss at each compute by {family.frontier_of}, with 95 % "
+      "bands, beside what published rules would train. Dots are the runs, the shade their range: outside it the lines extrapolate. "
+      "Kaplan's rule counts N without embeddings, the others all parameters.",
+    ),
+    draw(
+      f"{name}_deadweight", plots_allocation.deadweight(form["form"], form["parameters"], family.measured), "Deadweight compute",
+      f"The share of the compute 6ND that buys nothing, by {form['form']}: the same loss could have been had for less with the "
+      "best N and D. Lines are the least, a middle and the largest compute of the runs, dots the runs.",
+    ),
+  ]  # fmt: skip
+  if counted:
+    slope = plots_allocation.local_slope(counted, alpha=counted["alpha"], beta=counted["beta"])
+    figures.append(draw(
+      f"{name}_local_slope", slope, "What a count without embeddings does to the exponent",
+      "The exponent of N* that a ladder of models of this size shows where N and C leave embeddings out, though the law is one of all "
+      "parameters (Pearce & Song 2024). A ladder of small models is steeper by its count alone.",
+    ))  # fmt: skip
+  return figures
 
 
 def _other_part(family: Family, form: Mapping[str, Any], draw: Draw) -> Part:
@@ -211,6 +250,31 @@ def _single_part(family: Family, forms: Sequence[Mapping[str, Any]], draw: Draw)
   figures = [figure for form in forms for figure in _law_figures(family, form, draw)]
   return Part("Laws of one variable", f"{family.name}-single", notices=[n for form in forms for n in _starts_notice(form)], text=[text],
               figures=figures, tables=[law_tables.single_table(forms)])  # fmt: skip
+
+
+def sources_section(family: Family, table: Table, *, draw: Draw) -> list[Section]:
+  """The tables or sweeps that were joined, over each other; nothing for one alone."""
+  measured, names = family.measured, list(dict.fromkeys(table.source))
+  if len(names) < 2 or not np.isfinite(measured.C).all():
+    return []
+  short = _apart(names)
+  parts = {short[name]: (measured.where(table.source == name), None) for name in names}
+  picture = draw(
+    "sources_C", plots.families(parts, x="C"), "The sources over each other",
+    "Losses against compute by the table or sweep that each point comes from; one law was fitted to all of them. Points of two "
+    "sources that lie apart at equal compute were trained otherwise, or measured on other text.",
+  )  # fmt: skip
+  return [Section("Sources compared", "sources", [Part(figures=[picture])])]
+
+
+def _apart(names: Sequence[str]) -> dict[str, str]:
+  """Paths without the beginning and the end that all of them share."""
+  split = [Path(name).with_suffix("").parts for name in names]
+  while len({parts[0] for parts in split}) == 1 and min(map(len, split)) > 1:
+    split = [parts[1:] for parts in split]
+  while len({parts[-1] for parts in split}) == 1 and min(map(len, split)) > 1:
+    split = [parts[:-1] for parts in split]
+  return {name: "/".join(parts) for name, parts in zip(names, split, strict=True)}
 
 
 def families_section(families: Sequence[Family], *, draw: Draw) -> Section:

@@ -3,12 +3,14 @@
 import csv
 import json
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from ilya_jax import cli
 from ilya_jax.scaling import curves, document, drawing, plots, report, sections
 from ilya_jax.scaling.fitting import fit_table
 from ilya_jax.scaling.rows import Options
@@ -149,7 +151,7 @@ def test_ids_are_unique_and_images_have_words(reported):
 
 def test_figures_have_units_and_legends(reported):
   units = re.compile(
-    r"parameters|tokens|Tokens per parameter|FLOP|nats per byte|%|no unit|Form of the law", re.IGNORECASE
+    r"parameters|tokens|Tokens per parameter|FLOP|nats per byte|%|no unit|Form of the law|Choice of the fit", re.IGNORECASE
   )
   for name, (figure, _, caption) in reported[4].items():
     assert figure.legends, name
@@ -330,3 +332,35 @@ def test_same_figure_gives_the_same_bytes():
   first, second = (plots.loss_against_compute(None, measured, name="") for _ in range(2))
   assert drawing.image(first, kind="svg") == drawing.image(second, kind="svg")
   assert sections.Draw
+
+
+def test_joined_tables_are_drawn_over_each_other(tmp_path, capsys):
+  N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e8, 4), np.geomspace(1e8, 1e10, 4)))
+  paths = []
+  for k, name in enumerate(("ours", "theirs")):
+    folder = tmp_path / "sweeps" / name
+    folder.mkdir(parents=True)
+    loss = (1.5 + 0.1 * k) + 400 / N**0.34 + 400 / D**0.28
+    rows = "".join(f"{n},{d},{y}\n" for n, d, y in zip(N, D, loss, strict=True))
+    (folder / "cells.csv").write_text(f"N,D,loss\n{rows}")
+    paths.append(str(folder))
+  assert cli.main(["fit", *paths, "--form", "chinchilla", "--bootstrap", "0", "--out", str(tmp_path / "out")]) == 0
+  assert (tmp_path / "out" / "figures" / "sources_C.svg").is_file()
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert "Sources compared" in page
+  assert sections._apart(["a/runs/x/cells.csv", "a/runs/y/cells.csv"]) == {
+    "a/runs/x/cells.csv": "x", "a/runs/y/cells.csv": "y",
+  }  # fmt: skip
+  assert sections._apart(["t.csv", "u.csv"]) == {"t.csv": "t", "u.csv": "u"}
+
+
+def test_the_example_finds_the_exponents_it_was_made_from(capsys, monkeypatch):
+  monkeypatch.setattr("sys.argv", ["fit_a_table.py"])
+  scope = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "fit_a_table.py"))
+  scope["main"]()
+  lines = capsys.readouterr().out.splitlines()
+  found = {line.split()[0]: [float(x) for x in re.findall(r"[\d.]+(?:e[+-]?\d+)?", line)] for line in lines[1:6]}
+  for name in ("alpha", "beta"):
+    value, low, high = found[name][:3]
+    assert low < value < high
+    assert value == pytest.approx(scope["TRUTH"][name], abs=0.03), name
