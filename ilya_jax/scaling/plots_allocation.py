@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-from ilya_jax.scaling import allocation, drawing
+from ilya_jax.scaling import allocation, drawing, optimal
 from ilya_jax.scaling.drawing import DASHES, LABELS, OKABE_ITO
 from ilya_jax.scaling.optimal import FLOP_PER_PARAMETER_AND_TOKEN
 from ilya_jax.scaling.plots import Frontier, Measured
@@ -61,13 +62,17 @@ def deadweight(form: str, parameters: Mapping[str, Any], measured: Measured) -> 
   ratios = measured.D / measured.N
   grid = np.geomspace(min(ratios.min(), 1.0) / 2, max(ratios.max(), 100.0) * 2, 160)
   handles: list[Any] = []
-  levels = np.geomspace(compute.min(), compute.max(), 3)
-  for k, (level, colour) in enumerate(zip(levels, drawing.ordered_colours(3), strict=True)):
+  powers = optimal.exponents(form, parameters)
+  assert powers is not None
+  same = bool(np.isclose(*powers))  # then the best D/N, and what another one costs, are the same at any compute
+  levels = np.geomspace(compute.min(), compute.max(), 1 if same else 3)
+  for k, (level, colour) in enumerate(zip(levels, drawing.ordered_colours(len(levels)), strict=True)):
     N = np.sqrt(level / FLOP_PER_PARAMETER_AND_TOKEN / grid)
     lost = allocation.deadweight(form, parameters, N=N, D=grid * N)
     assert lost is not None
     axes.plot(grid, 100 * lost, color=colour, linestyle=DASHES[k], zorder=4)
-    handles.append(drawing.handle(f"C = {drawing.short(level)} FLOP", colour=colour, dashes=DASHES[k]))
+    label = "at any compute" if same else f"C = {drawing.short(level)} FLOP"
+    handles.append(drawing.handle(label, colour=colour, dashes=DASHES[k]))
   own = allocation.deadweight(form, parameters, N=measured.N, D=measured.D)
   assert own is not None
   axes.plot(ratios, 100 * own, linestyle="", marker="o", markersize=3.5, color="#8c8c8c", zorder=3)
@@ -96,7 +101,7 @@ def local_slope(record: Mapping[str, Any], *, alpha: float, beta: float) -> Figu
   for value, dashes in ((record["a_N_total"], DASHES[1]), (record["ladder_slope"], DASHES[2])):
     axes.axhline(value, color="black", linewidth=0.9, linestyle=dashes, zorder=2)
   axes.set_xscale("log")
-  axes.set_xlabel("x = N^(2/3) / g: parameters without embeddings over those of embeddings")
+  axes.set_xlabel("x = N^(2/3) / g, non-embedding over embedding parameters")
   axes.set_ylabel("Local exponent d ln N* / d ln C (no unit)")
   drawing.legend(figure, [
     drawing.handle("Pearce & Song", colour=OKABE_ITO[0]),
@@ -115,6 +120,9 @@ def choices(records: Sequence[Mapping[str, Any]], *, names: Sequence[str], label
   figure, panels = drawing.new_figure(
     rows=len(names), height=0.9 + len(names) * (0.55 + 0.19 * len(records)), width=6.2
   )
+  engine = figure.get_layout_engine()
+  assert isinstance(engine, ConstrainedLayoutEngine)
+  engine.set(w_pad=0.15)  # inches: small letters are wider in one resolution than in another
   where = np.arange(len(records))[::-1]
   for axes, name in zip(panels, names, strict=True):
     values = np.array([record["parameters"][name] for record in records])
@@ -123,7 +131,6 @@ def choices(records: Sequence[Mapping[str, Any]], *, names: Sequence[str], label
     axes.set_yticks(where, [record["what"] for record in records], fontsize=7.5)
     axes.set_ylim(-0.7, len(records) - 0.3)
     axes.set_xlabel(labels[name])
-    axes.set_ylabel("Choice of the fit")
   drawing.legend(figure, [
     drawing.handle("refitted after one change", colour=OKABE_ITO[0], marker="o", dashes=""),
     drawing.handle("as fitted", colour="black", dashes=DASHES[1]),
