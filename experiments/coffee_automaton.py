@@ -56,11 +56,6 @@ def rise_rows(curves: Array, seeds: Sequence[int], **condition: Any) -> list[dic
   ]
 
 
-def times_of(numbers: Sequence[float]) -> str:
-  """Ratios in words: 1.02 to 1.06 times."""
-  return f"{min(numbers):.2f} to {max(numbers):.2f} times"
-
-
 def ratios(rows: Sequence[Row], above: str, below: str, **condition: Any) -> list[float]:
   """One measured number over another, in each row that meets the condition."""
   return [a / b for a, b in zip(column(rows, above, **condition), column(rows, below, **condition), strict=True)]
@@ -162,7 +157,13 @@ def measure_erratum(setting: Setting) -> Measured:
       condition = {"model": model, "grain": grain}
       rows += [{**row, "mean_picture": int(baseline.max())} for row in rise_rows(found, setting.seeds, **condition)]
       setting.say(f"{model}, grain {grain}: {found[0, 0]}, {found.max()}, {found[-1, 0]} bytes; mean {baseline.max()}")
-  return Measured(rows, {} if setting.scale == "tiny" else {"adjusted": figures.draw_adjusted(made, curves)})
+  if setting.scale == "tiny":
+    return Measured(rows)
+  stirred = automaton.stirred(n, 60, seeds=setting.seeds, amplitude=20, attempts=5000)  # for comparison, not judged
+  for grain in grains[1:]:
+    found = apparent_complexity(stirred.pictures, grain=grain, buckets=7, adjusted=True)
+    rows += rise_rows(found, setting.seeds, model="stirred", grain=grain)
+  return Measured(rows, {"adjusted": figures.draw_adjusted(made, curves)})
 
 
 def judge_erratum(rows: Sequence[Row], scale: str) -> Judged:
@@ -176,11 +177,14 @@ def judge_erratum(rows: Sequence[Row], scale: str) -> Judged:
   holds = holds and all(
     row["peak"] <= 1.15 * row["mean_picture"] + 5 for row in select(rows, model="interacting", grain=20)
   )
+  shown = [*most, *[("stirred", grain) for grain in (20, 30) if select(rows, model="stirred", grain=grain)]]
   parts = [
-    f"{model}, grain {grain}: {times_of(ratios(rows, 'peak', 'start', model=model, grain=grain))} the start"
-    for model, grain in most
+    f"{model}, grain {grain}: {column(rows, 'start', model=model, grain=grain)[0]:.0f} -> "
+    f"{min(peaks):.0f} to {max(peaks):.0f}"
+    for model, grain in shown
+    if (peaks := column(rows, "peak", model=model, grain=grain))
   ]
-  return Judged(verdict(holds), "; ".join(parts))
+  return Judged(verdict(holds), "bytes, start -> largest: " + "; ".join(parts))
 
 
 # The positive control: stirring

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ilya_jax.complexity.apparent import COMPRESSORS, apparent_complexity, coarse_picture, sizes
 from ilya_jax.complexity.automaton import Trajectory
-from ilya_jax.scaling.drawing import DASHES, MARKERS, OKABE_ITO, STYLE, handle, legend, new_figure
+from ilya_jax.scaling.drawing import DASHES, MARKERS, OKABE_ITO, STYLE, handle, legend, new_figure, short
 
 Array = np.ndarray
 
@@ -67,7 +67,7 @@ def draw_pictures(made: Trajectory) -> Figure:
   )
   figure, grid = panel_grid(3, 4, height=5.4)
   for number, at in enumerate(moments(sizes(kinds[1][1]))):
-    grid[0, number].set_title(f"{made.times[at]:.3g} attempts")
+    grid[0, number].set_title(f"{short(int(made.times[at]))} attempts", fontsize=9)
     for axes, (name, pictures, high) in zip(grid[:, number], kinds, strict=True):
       show(axes, pictures[at], high=high)
       axes.set_xlabel(f"{sizes(pictures[at])} bytes")
@@ -115,7 +115,7 @@ def draw_stirred(made: Trajectory, curves: Array, *, grain: int) -> Figure:
 
 def draw_laws(sides: Array, points: Mapping[str, tuple[Array, float]], *, of: str) -> Figure:
   """Values [sides, R] by their means over the seeds against n; name -> (values, exponent)."""
-  figure, (axes,) = new_figure(height=4.8)
+  figure, (axes,) = new_figure(height=4.8, width=6.2)
   handles = []
   for k, (name, (values, exponent)) in enumerate(points.items()):
     colour, marker, filled = OKABE_ITO[k], MARKERS[k], "n / 10" not in name
@@ -124,6 +124,8 @@ def draw_laws(sides: Array, points: Mapping[str, tuple[Array, float]], *, of: st
     handles.append(handle(f"{name}: {exponent:.2f}", colour=colour, marker=marker, dashes=DASHES[k], filled=filled))
   axes.set(xscale="log", yscale="log", xlabel="n", ylabel="peak, bytes" if of == "height" else "time of the peak")
   axes.set_xticks(sides, [str(n) for n in sides])
+  if of == "height":
+    axes.set_yticks([50, 100, 200, 500, 1000], ["50", "100", "200", "500", "1000"])
   axes.minorticks_off()
   legend(figure, handles, columns=2)
   return figure
@@ -148,6 +150,6 @@ def draw_tendril(made: Trajectory, curves: Array) -> Figure:
   figure, grid = panel_grid(1, 4, height=2.2)
   for axes, at in zip(grid[0], moments(curves[:, 0]), strict=True):
     show(axes, made.pictures[at, 0], high=1)
-    axes.set_title(f"{made.times[at]:,} moves")
+    axes.set_title(f"{made.times[at]:,} moves", fontsize=9)
     axes.set_xlabel(f"{curves[at, 0]} bytes")
   return figure
