@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 STEPS_PER_DISPATCH = 16
@@ -47,7 +47,7 @@ class Contender(NamedTuple):
   """build(preset) -> run(steps), which trains that many steps and waits for them; `processes` run at the same time, and
   each trains `cells` models side by side."""
 
-  build: Callable[[Preset], Callable[[int], None]]
+  build: Callable[..., Callable[[int], None]]
   devices: int = 1
   processes: int = 1
   cells: int = 1
@@ -149,6 +149,8 @@ def build_ours(preset: Preset, *, pack: int = 1) -> Callable[[int], None]:
   if preset.heads:
     config = load_config("configs/transformer_lm.py:tiny", {**sizes, "model.n_heads": preset.heads})
   else:
+    if preset.vocabulary != 256:
+      sizes |= {"data.tokenizer": "bpe", "data.vocab_size": preset.vocabulary}
     config = load_config("configs/lstm_lm.py:tiny", sizes)
   task, source, _ = prepare(config)
   programs = make_programs(config, task=task, source=source, pack=pack)
@@ -181,7 +183,7 @@ CONTENDERS = {
 }
 
 
-def serve(contender: Contender, *, preset: Preset, core: int) -> None:
+def serve(contender: Contender, *, preset: NamedTuple, core: int) -> None:
   """The process of a contender: reads a number of steps a line, answers with the seconds they took."""
   if contender.processes > 1:
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
@@ -195,12 +197,12 @@ def serve(contender: Contender, *, preset: Preset, core: int) -> None:
 
 
 class Team:
-  """The processes of one contender, which step together."""
+  """The processes of one contender, which step together; `script` serves it with `--serve NAME --presets PRESET --core K`."""
 
-  def __init__(self, name: str, *, preset: str):
-    self._cells = CONTENDERS[name].processes * CONTENDERS[name].cells
-    command = [sys.executable, os.path.abspath(__file__), "--serve", name, "--presets", preset, "--core"]
-    processes = range(CONTENDERS[name].processes)
+  def __init__(self, name: str, *, preset: str, contenders: dict[str, Contender] = CONTENDERS, script: str = __file__):
+    self._cells = contenders[name].processes * contenders[name].cells
+    command = [sys.executable, os.path.abspath(script), "--serve", name, "--presets", preset, "--core"]
+    processes = range(contenders[name].processes)
     self._processes = [
       subprocess.Popen([*command, str(core)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
       for core in processes
@@ -224,21 +226,24 @@ class Team:
       process.communicate()
 
 
-def measure(preset: str, names: list[str], *, rounds: int, seconds: float) -> list[dict]:
-  """Rows of results: each contender warmed up, then `rounds` turns of about `seconds` each."""
-  teams = {name: Team(name, preset=preset) for name in names}
+def measure(
+  preset: str, names: list[str], *, rounds: int, seconds: float, contenders: dict[str, Contender] = CONTENDERS,
+  script: str = __file__, dispatch: int = STEPS_PER_DISPATCH,
+) -> list[dict]:  # fmt: skip
+  """Rows of results: each contender warmed up, then `rounds` turns of about `seconds` each, in whole dispatches."""
+  teams = {name: Team(name, preset=preset, contenders=contenders, script=script) for name in names}
   steps = {}
   for name, team in teams.items():
-    team.run(STEPS_PER_DISPATCH)  # compiles
-    once = team.run(STEPS_PER_DISPATCH) * CONTENDERS[name].processes * CONTENDERS[name].cells
-    steps[name] = STEPS_PER_DISPATCH * max(round(seconds / once / STEPS_PER_DISPATCH), 1)
+    team.run(dispatch)  # compiles
+    once = team.run(dispatch) * contenders[name].processes * contenders[name].cells
+    steps[name] = dispatch * max(round(seconds / once / dispatch), 1)
   table: dict[str, list[float]] = {name: [] for name in names}
   for _ in range(rounds):
     for name in names:
       table[name].append(teams[name].run(steps[name]))
   for team in teams.values():
     team.close()
-  references = [table[name] for name in names if CONTENDERS[name].reference]
+  references = [table[name] for name in names if contenders[name].reference]
   fastest = min(references, key=statistics.median) if references else None
   rows = []
   for name in names:
@@ -258,10 +263,13 @@ def hardware() -> dict:
   return {"hardware": f"{name}, {CORES} cores", "load": round(os.getloadavg()[0], 2)}
 
 
-def main() -> None:
-  """Runs the benchmark, or serves as one contender's process."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--presets", default="tiny,small,lstm")
+def main(
+  *, description: str | None = __doc__, presets: dict[str, Preset] = PRESETS, timed: Sequence[str] = tuple(PRESETS),
+  script: str = __file__,
+) -> None:  # fmt: skip
+  """Runs the benchmark `script` on the presets that are `timed`, or serves as one contender's process."""
+  parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--presets", default=",".join(timed))
   parser.add_argument("--contenders", default=",".join(CONTENDERS))
   parser.add_argument("--rounds", type=int, default=12)
   parser.add_argument("--seconds", type=float, default=2.0, help="length of a contender's turn in a round")
@@ -269,10 +277,11 @@ def main() -> None:
   parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.serve:
-    serve(CONTENDERS[options.serve], preset=PRESETS[options.presets], core=options.core)
+    serve(CONTENDERS[options.serve], preset=presets[options.presets], core=options.core)
     return
   for preset in options.presets.split(","):
-    for row in measure(preset, options.contenders.split(","), rounds=options.rounds, seconds=options.seconds):
+    names = options.contenders.split(",")
+    for row in measure(preset, names, rounds=options.rounds, seconds=options.seconds, script=script):
       print(json.dumps(row), flush=True)
 
 
