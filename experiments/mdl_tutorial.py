@@ -294,7 +294,7 @@ def judge_network(rows: Sequence[Row], scale: str) -> Judged:
 
 CLAIMS = (
   Claim(
-    "markov_order", "Refined MDL finds the order of a Markov chain and is consistent; AIC is not", "sections 1.3, 2.6 and 2.9",
+    "markov_order", "Refined MDL finds the order of a Markov chain and is consistent; AIC is not", "sections 2.3 to 2.6",
     "the principle alone, no numbers",
     {
       "tiny": "20 strings of 300 symbols, order 1: fNML finds at least 16",
@@ -306,7 +306,7 @@ CLAIMS = (
     measure_order, judge_order, by=("n", "order"),
   ),
   Claim(
-    "polynomial_degree", "Renormalised NML finds the degree of a polynomial where AIC over-fits", "sections 1.2 and 2.7",
+    "polynomial_degree", "Renormalised NML finds the degree of a polynomial where AIC over-fits", "sections 1.3 and 2.7",
     "the example alone, no numbers",
     {
       "tiny": "40 data sets of 50 points: RNML finds the degree of at least 30",
@@ -316,7 +316,8 @@ CLAIMS = (
     measure_degree, judge_degree, by=("n",),
   ),
   Claim(
-    "minimax_regret", "NML has the least worst regret, the same for every sequence; KT is within a bit of (1/2) log2 n", "section 2.6",
+    "minimax_regret", "NML has the least worst regret, the same for every sequence; KT is within a bit of (1/2) log2 n",
+    "sections 2.5 and 2.6",
     "KT at most (1/2) log2 n + 1; Laplace about (1/2) log2 n more on constant sequences",
     dict.fromkeys(
       ("tiny", "small"),
@@ -326,7 +327,8 @@ CLAIMS = (
     measure_regret, judge_regret, by=("n",), exact=True,
   ),
   Claim(
-    "equal_parameters", "Of two laws with two parameters the flexible one wins on fit, not once complexity is added", "section 2.6",
+    "equal_parameters", "Of two laws with two parameters the flexible one wins on fit, not once complexity is added",
+    "sections 1.4 and 2.6",
     "Stevens' law fits even Fechner's data better (Myung, Balasubramanian & Pitt 2000)",
     {
       "tiny": "30 data sets, σ = .25: best fit errs at least as often on Fechner's data as on Stevens'; with complexity on at most 10 %",
@@ -336,7 +338,7 @@ CLAIMS = (
     functools.partial(measure_laws, prior="uniform"), judge_uniform, by=("sigma",),
   ),
   Claim(
-    "jeffreys_recovery", "With parameters from Jeffreys' prior, complexity added to the fit finds either law", "section 2.6",
+    "jeffreys_recovery", "With parameters from Jeffreys' prior, complexity added to the fit finds either law", "section 2.6, our question",
     "none: what the theory predicts where the prior of the code is the true one",
     {
       "tiny": "30 data sets, σ = .25: with complexity at most 20 % wrong, of either law",

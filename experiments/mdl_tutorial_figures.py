@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ilya_jax.claims.claim import Row, select
 from ilya_jax.complexity import chains, multinomial, regression
@@ -32,26 +33,24 @@ def example_sequences() -> dict[str, Array]:
 
 
 def draw_examples() -> Figure:
-  """Length of the factorised NML code of the example sequences against the order: what fits, and what the chain costs."""
-  figure, (axes,) = new_figure(height=3.8)
+  """Length of the factorised NML code of the example sequences against the order, and what of it the chain's complexity is."""
+  figure, panels = new_figure(rows=2, height=5.2)
   orders, width = np.arange(6), 0.26
-  for k, (sequence, colour) in enumerate(zip(example_sequences().values(), OKABE_ITO, strict=False)):
+  handles = []
+  for k, (name, sequence) in enumerate(example_sequences().items()):
     data = np.array([chains.lengths(sequence, order, code="ML")[0] for order in orders])
     total = np.array([chains.lengths(sequence, order, code="fNML")[0] for order in orders])
     place = orders + width * (k - 1)
-    axes.bar(place, data, width * 0.9, color=colour)
-    axes.bar(
-      place, total - data, width * 0.9, bottom=data, color="white", edgecolor="black", hatch="////", linewidth=0.6
-    )
+    style = {"color": OKABE_ITO[k], "edgecolor": "white", "hatch": ("", "///", "...")[k], "linewidth": 0}
+    for axes, bits in zip(panels, (total, total - data), strict=True):
+      axes.bar(place, bits, width * 0.9, **style)
     for x, bits in zip(place, total, strict=True):
-      axes.annotate(f"{bits:.0f}", (x, bits), ha="center", va="bottom", fontsize=6, rotation=90,
-                    xytext=(0, 2), textcoords="offset points")  # fmt: skip
-  axes.set(xlabel="order of the chain", ylabel=f"bits for {_LENGTH:,} symbols (fNML)", xticks=orders)
-  axes.set_ylim(0, 1.22 * _LENGTH)
-  names = [handle(name, colour=colour, marker="s", dashes="", size=8)
-           for name, colour in zip(example_sequences(), OKABE_ITO, strict=False)]  # fmt: skip
-  hatched = handle("complexity (mostly too thin to see)", colour="black", marker="s", dashes="", filled=False, size=8)
-  legend(figure, [*names, hatched], columns=2)
+      panels[0].annotate(f"{bits:.0f}", (x, bits), ha="center", va="bottom", fontsize=6, rotation=90,
+                         xytext=(0, 2), textcoords="offset points")  # fmt: skip
+    handles.append(Patch(facecolor=OKABE_ITO[k], edgecolor="white", hatch=style["hatch"], label=name))
+  panels[0].set(ylabel="fNML, bits", title=f"{_LENGTH:,} symbols", xticks=orders, ylim=(0, 1.25 * _LENGTH))
+  panels[1].set(xlabel="order of the chain", ylabel="of these, complexity", xticks=orders)
+  legend(figure, handles)
   return figure
 
 

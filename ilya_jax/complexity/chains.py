@@ -1,7 +1,7 @@
 """Codes for binary sequences by Markov chains of order k, in bits, and the criteria that choose an order.
 
 Grünwald 2004, "A Tutorial Introduction to the Minimum Description Length Principle", https://arxiv.org/abs/math/0406077: the
-first example (section 1) and Markov chains of any order (sections 1.3, 2.2). The first k symbols cost a bit each; each context
+first example (section 1.2) and Markov chains of any order (sections 2.3, 2.4). The first k symbols cost a bit each; each context
 then has a code of its own. A context is its k symbols read as a binary number, the oldest the most significant.
 
 Deviations: NML is per context ("factorised": the sum of log2 C(n_context, 2)), not the joint one of the chain, whose sum over

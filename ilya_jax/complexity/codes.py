@@ -1,7 +1,7 @@
 """Lengths of codes for whole numbers, in bits: uniform, Elias's two, Rissanen's universal prior.
 
 Grünwald 2004, "A Tutorial Introduction to the Minimum Description Length Principle", https://arxiv.org/abs/math/0406077,
-section 2.2; Elias 1975, "Universal codeword sets and representations of the integers"; Rissanen 1983, "A universal prior for
+sections 2.2 and 2.4; Elias 1975, "Universal codeword sets and representations of the integers"; Rissanen 1983, "A universal prior for
 integers and estimation by minimum description length". No length is rounded up to a whole number of bits, but Elias's are whole.
 """
 

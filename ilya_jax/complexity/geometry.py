@@ -1,7 +1,7 @@
 """Two laws of psychophysics with two parameters each: best fits in a box, and the geometric complexity of the box.
 
-Grünwald 2004, "A Tutorial Introduction to the Minimum Description Length Principle", https://arxiv.org/abs/math/0406077, section
-2.6 (after Myung, Balasubramanian & Pitt 2000): Stevens y = a x^b + Z and Fechner y = a ln(x + b) + Z, Z normal with known σ.
+Grünwald 2004, "A Tutorial Introduction to the Minimum Description Length Principle", https://arxiv.org/abs/math/0406077, sections
+1.4 and 2.6 (after Myung, Balasubramanian & Pitt 2000): Stevens y = a x^b + Z and Fechner y = a ln(x + b) + Z, Z normal with known σ.
 The complexity of a model of k parameters is (k / 2) ln(n / 2π) + ln ∫ sqrt(det I), I the mean Fisher information of an observation:
 
   I = (1 / n) Σ ∇f(x_i) ∇f(x_i)ᵀ / σ²,  sqrt(det I) = a g(b) / σ² for both laws,

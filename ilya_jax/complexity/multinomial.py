@@ -1,8 +1,8 @@
 """Universal codes for sequences over K symbols, in bits: maximum likelihood, KT, Laplace, two-part, and NML with its complexity.
 
 Grünwald 2004, "A Tutorial Introduction to the Minimum Description Length Principle", https://arxiv.org/abs/math/0406077,
-sections 2.3 to 2.6. The complexity of NML by the recurrence of Kontkanen & Myllymäki 2007, "A linear-time algorithm for
-computing the multinomial stochastic complexity": C(n, K + 2) = C(n, K + 1) + (n / K) C(n, K); its asymptotics by
+sections 2.4 (two parts) to 2.6 (NML, Bayes, prediction). The complexity of NML by the recurrence of Kontkanen & Myllymäki 2007,
+"A linear-time algorithm for computing the multinomial stochastic complexity": C(n, K + 2) = C(n, K + 1) + (n / K) C(n, K); its asymptotics by
 Szpankowski 1998. KT: Krichevsky & Trofimov 1981, the Bayes mixture with Jeffreys' prior.
 
 Axes: K symbols; leading axes are of sequences. Lengths are of sequences, not of counts, and in bits, not rounded up.

@@ -1,7 +1,7 @@
 """Linear regression with k coefficients and unknown variance: AIC, BIC, renormalised NML and Bayes, in nats.
 
 Grünwald 2004, "A Tutorial Introduction to the Minimum Description Length Principle", https://arxiv.org/abs/math/0406077,
-sections 1.2 and 2.7; renormalised NML: Rissanen 2000, "MDL denoising". Polynomials are in Legendre's basis on [-1, 1].
+sections 1.3 and 2.7; renormalised NML: Rissanen 2000, "MDL denoising". Polynomials are in Legendre's basis on [-1, 1].
 
 Axes: B data sets, n points, K coefficients (k = 1 … K, models nested).
 """
