@@ -117,8 +117,10 @@ def measured_points(table: Table, part: Array, *, unit: str) -> plots.Measured:
 
 
 def loss_unit(runs: Sequence[Run]) -> str:
-  """Nats per what the runs predict: a byte, a token, an example."""
+  """Nats per byte or token in language, else the task's own loss per example."""
   for run in runs:
+    if run.cell.config.get("task", "language") != "language":
+      return f"loss per {run.cell.counts.unit.removesuffix('s')}"
     tokenizer = run.cell.config.get("data", {}).get("tokenizer", "")
     return f"nats per {'byte' if tokenizer == 'bytes' else run.cell.counts.unit.removesuffix('s')}"
   return "nats per token"
