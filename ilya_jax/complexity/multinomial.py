@@ -2,8 +2,8 @@
 
 Grünwald 2004, "A Tutorial Introduction to the Minimum Description Length Principle", https://arxiv.org/abs/math/0406077,
 sections 2.4 (two parts) to 2.6 (NML, Bayes, prediction). The complexity of NML by the recurrence of Kontkanen & Myllymäki 2007,
-"A linear-time algorithm for computing the multinomial stochastic complexity": C(n, K + 2) = C(n, K + 1) + (n / K) C(n, K); its asymptotics by
-Szpankowski 1998. KT: Krichevsky & Trofimov 1981, the Bayes mixture with Jeffreys' prior.
+"A linear-time algorithm for computing the multinomial stochastic complexity": C(n, K + 2) = C(n, K + 1) + (n / K) C(n, K); its
+asymptotics by Szpankowski 1998. KT: Krichevsky & Trofimov 1981, the Bayes mixture with Jeffreys' prior.
 
 Axes: K symbols; leading axes are of sequences. Lengths are of sequences, not of counts, and in bits, not rounded up.
 """
