@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -329,5 +330,19 @@ def _end(error: Exception, code: int, *, cause: Exception | None = None) -> int:
   return code
 
 
+def run() -> NoReturn:
+  """The console script: runs one command and ends the process with its exit code.
+
+  After a save that failed, threads of Orbax wait for files that never come, for ten minutes; they are not waited for.
+  """
+  code = main()
+  others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+  if code == 1 and others:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
+
+
 if __name__ == "__main__":
-  sys.exit(main())
+  run()

@@ -12,6 +12,7 @@ time does not, so that a failure need not come back with the same seed.
 
 import argparse
 import functools
+import os
 import random
 import shlex
 import shutil
@@ -22,6 +23,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # as its jobs: it looks for no TPU to name the hardware
 
 import chaos_faults as faults
 import chaos_files as files

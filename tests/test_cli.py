@@ -176,3 +176,13 @@ def test_tracebacks_are_for_developers(monkeypatch):
   monkeypatch.setenv("ILYA_JAX_TRACEBACK", "1")
   with pytest.raises(UserError):
     cli.main(["tran"])
+
+
+def test_a_failed_command_does_not_wait_for_threads_that_never_end():
+  script = (
+    "import threading, time; from ilya_jax import cli\n"
+    "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+    "cli.main = lambda: 1\n"
+    "cli.run()"
+  )
+  assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 1
