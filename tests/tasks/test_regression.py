@@ -72,7 +72,7 @@ def test_the_loss_is_the_mean_squared_error():
 
 
 def test_a_sweep_that_is_not_about_language_is_fitted(tmp_path, capsys):
-  assert cli.main(["sweep", "configs/sweeps/teacher.py:tiny", "--workdir", str(tmp_path / "s"), "--workers", "1"]) == 0
+  assert cli.main(["sweep", "configs/sweeps/students.py:tiny", "--workdir", str(tmp_path / "s"), "--workers", "1"]) == 0
   fit = json.loads((tmp_path / "s" / "report" / "fit.json").read_text())
   assert fit["forms"]
   assert "loss per example" in (tmp_path / "s" / "report" / "report.html").read_text()

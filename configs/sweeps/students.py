@@ -18,7 +18,7 @@ def get_sweep(arg: str = "") -> dict:
   width, length = (27, 1_200) if tiny else _HELD_OUT
   middle = {"model.width": [widths[1]], "steps": [steps[-2]]}
   return {
-    "name": "teacher_tiny" if tiny else "teacher",
+    "name": "students_tiny" if tiny else "students",
     "groups": [
       {**student, "axes": [{"model.width": list(widths)}, {"steps": list(steps)}]},
       {**student, "seeds": [1, 2], "axes": [middle]},
