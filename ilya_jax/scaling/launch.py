@@ -6,6 +6,7 @@ arrays, `launch_ray` in a Ray cluster. Several processes that train each cell to
 
 import contextlib
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -310,6 +311,7 @@ def run_jobs(jobs: Sequence[dict[str, Any]], stop: Stop, *, wait_s: float) -> li
 
   wait_s: how long another process may go on holding a cell's folder.
   """
+  logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it also raises
   deadline = time.monotonic() + wait_s
   while True:
     try:
