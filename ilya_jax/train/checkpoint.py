@@ -99,6 +99,7 @@ class Checkpoints:
     self._keep_steps = frozenset(keep_steps)
     self._losses: dict[int, float] = {}
     self._saving: Any = None
+    _silence_abandoned()
 
   def steps(self) -> list[int]:
     """Steps of the finished checkpoints, newest last."""
@@ -192,7 +193,7 @@ def load_checkpoint(directory: Place, step: int, *, abstract: PyTree) -> tuple[P
   leaves = jax.tree.leaves(abstract)
   replicated = leaves[0].sharding  # of the step, a scalar
   wanted = {"state": abstract, "checksum": jax.ShapeDtypeStruct((len(leaves),), np.uint32, sharding=replicated)}
-  _silence_abandoned_reads()
+  _silence_abandoned()
   payload, problem = None, None
   try:
     payload = ocp.load_checkpointables(where, {"run": wanted})["run"]
@@ -211,16 +212,16 @@ def _first_line(error: BaseException) -> str:
   return f"{type(error).__name__}: {lines[0][:120]}"
 
 
-def _is_not_an_abandoned_read(record: logging.LogRecord) -> bool:
+def _is_not_abandoned(record: logging.LogRecord) -> bool:
   message = record.getMessage()
   return not (message.startswith("Task exception was never retrieved") and "orbax" in message)
 
 
-def _silence_abandoned_reads() -> None:
-  """Keeps Python from printing the reads that Orbax left waiting, or that failed too, as each of them is freed.
+def _silence_abandoned() -> None:
+  """Keeps Python from printing the reads and writes that Orbax left waiting, or that failed too, as each of them is freed.
 
   They end on TensorStore's threads, after the event loop that waited for them was closed, some of them before the load
-  itself returns and some at a time that nothing here can wait for. So this holds from the first load on.
+  or the save itself returns and some at a time that nothing here can wait for. So this holds from then on.
   """
   former = sys.unraisablehook
   if getattr(former, "silences_orbax", False):
@@ -234,5 +235,5 @@ def _silence_abandoned_reads() -> None:
 
   hook.silences_orbax = True  # type: ignore[attr-defined]
   sys.unraisablehook = hook
-  logging.getLogger("asyncio").addFilter(_is_not_an_abandoned_read)
+  logging.getLogger("asyncio").addFilter(_is_not_abandoned)
   warnings.filterwarnings("ignore", message="coroutine '.*_read_.*' was never awaited", category=RuntimeWarning)
