@@ -38,7 +38,9 @@ def main() -> None:
     print(f"{name:>6} {law.parameters[name]:10.4g}  [{found['low']:.4g}, {found['high']:.4g}]{note}")
   best = optimal.allocate(law.form, law.parameters, compute=1e23)
   assert best is not None
-  print(f"at 1e23 FLOP: N* {best.N:.3g}, D* {best.D:.3g}, {best.D / best.N:.0f} tokens per parameter, loss {best.loss:.4f}")
+  print(
+    f"at 1e23 FLOP: N* {best.N:.3g}, D* {best.D:.3g}, {best.D / best.N:.0f} tokens per parameter, loss {best.loss:.4f}"
+  )
   low, high = uncertainty.prediction_band(law.form, draws, law.points.centre, N=7e10, D=1.4e12)
   print(f"N 7e10, D 1.4e12: loss {float(law.predict(N=7e10, D=1.4e12)):.4f} [{low:.4f}, {high:.4f}]")
 
