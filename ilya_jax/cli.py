@@ -1,6 +1,7 @@
 """The command line: parse, then call one function. Bad input ends with one line and exit code 2."""
 
 import argparse
+import errno
 import logging
 import os
 import shlex
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ilya_jax.errors import Preempted, RunFailed, UserError, did_you_mean
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk that was writable when the command began
 
 
 class _Parser(argparse.ArgumentParser):
@@ -318,6 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except Preempted as error:
     return _end(error, 128 + error.signum)
   except Exception as error:
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+      return _end(error, 1)
     return _end(
       RuntimeError(f"{type(error).__name__}: {error}; a bug, ILYA_JAX_TRACEBACK=1 shows where"), 1, cause=error
     )

@@ -1,5 +1,6 @@
 """The command line on bad input: exit code 2, one line, no traceback, nothing written; and what help and status say."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -186,3 +187,12 @@ def test_a_failed_command_does_not_wait_for_threads_that_never_end():
     "cli.run()"
   )
   assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 1
+
+
+def test_a_disk_that_fills_up_under_a_command_is_a_failure_and_no_bug(monkeypatch, capsys):
+  def fill(arguments):
+    raise OSError(errno.ENOSPC, "No space left on device", "x.json")
+
+  monkeypatch.setattr(cli, "_status", fill)
+  assert cli.main(["status", "x"]) == 1
+  assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'x.json'\n"
