@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 from ilya_jax.errors import Preempted, RunFailed, UserError, did_you_mean
 
-
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk that was writable when the command began
 
 
