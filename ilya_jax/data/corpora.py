@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ilya_jax.cache import cache_folder
+from ilya_jax.data.prepared import open_builder, open_split
 from ilya_jax.errors import UserError
 
 NAMES = ("stdlib", "files", "shakespeare", "state_of_the_union", "tfds:<builder>[/<config>]")
@@ -206,10 +207,10 @@ def blocks(file: Path) -> Iterator[bytes]:
 
 def _tfds_documents(name: str, *, data_dir: str, heldout_fraction: float) -> Documents:
   """Documents of a prepared TFDS set, one an example, read by index without TensorFlow."""
-  builder, splits = _tfds_builder(name, data_dir)
+  builder, splits = open_builder(name, data_dir)
   feature = _text_feature(name, builder.info.features)
   sources: dict[str, Any] = {
-    split: _tfds_source(name, builder, split) for split in ("train", "test", "validation") if split in splits
+    split: open_split(name, builder, split) for split in ("train", "test", "validation") if split in splits
   }
   own_heldout = next((split for split in ("test", "validation") if split in sources), None)
   if "train" not in sources:
@@ -238,38 +239,6 @@ def _tfds_documents(name: str, *, data_dir: str, heldout_fraction: float) -> Doc
     train=lambda: read("train", lambda index: index not in held_out),
     heldout=lambda: read("train", held_out.__contains__),
   )
-
-
-def _tfds_builder(name: str, data_dir: str) -> tuple[Any, set[str]]:
-  """Builder and names of the prepared splits."""
-  import tensorflow_datasets as tfds  # takes a second to import, and only this source needs it
-
-  try:
-    builder = tfds.builder(name, data_dir=data_dir or None)
-  except (ValueError, AssertionError, ImportError) as error:  # DatasetNotFoundError is a ValueError
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    raise UserError(
-      f"tfds set {name!r}: {reason}", "a set known to or prepared for TensorFlow Datasets", "change --config.data.name"
-    ) from error
-  if not builder.info.splits:
-    raise UserError(
-      f"tfds set {name!r} is not prepared in {builder.data_dir}",
-      "its files in array_record format",
-      f"run `tfds build {name} --file_format=array_record` (extra `tf`), or set --config.data.path to its data_dir",
-    )
-  return builder, set(builder.info.splits)
-
-
-def _tfds_source(name: str, builder: Any, split: str) -> Any:
-  """Random access to the examples of a split."""
-  try:
-    return builder.as_data_source(split=split)
-  except (NotImplementedError, ValueError) as error:
-    raise UserError(
-      f"tfds set {name!r} is prepared in {builder.data_dir} without random access",
-      "its files in array_record format",
-      f"run `tfds convert_format --dataset_version_dir={builder.data_dir} --out_file_format=array_record` (extra `tf`)",
-    ) from error
 
 
 def _text_feature(name: str, features: Any) -> str:
