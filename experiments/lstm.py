@@ -156,7 +156,8 @@ def measure_gradient(setting: Setting) -> Measured:
       rows.append({"seed": seed, "net": name, "when": when.split()[0].lower(), **gradients.falling(norms)})
       if "alone" not in name:
         curve = np.arange(gradients.LAGS), norms / norms[0]
-        panels.setdefault(when, {}).setdefault(name, []).append(curve)
+        label = "LSTM, trained" if name == "LSTM" else name
+        panels.setdefault(when, {}).setdefault(label, []).append(curve)
   y = "gradient, relative to lag 0"
   return Measured(rows, {"gradient_by_lag": figures.draw_curves(panels, x="lag, steps", y=y)})
 

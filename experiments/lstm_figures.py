@@ -35,7 +35,7 @@ def draw_curves(
     for kind, where in (lines or {}).values():
       (axes.axhline if kind == "h" else axes.axvline)(where, color="black", linewidth=0.8, linestyle=(0, (2, 2)))
     axes.set_yscale("log" if logarithmic else "linear")
-    axes.set_title(title)
+    axes.set_title(title, fontsize=STYLE["axes.titlesize"])
     axes.set_ylabel(y)
   axes_of[-1].set_xlabel(x)
   handles = [handle(label, colour=colour, dashes=dashes) for label, (colour, dashes) in looks.items()]
@@ -50,7 +50,8 @@ def draw_gates(inputs: Array, traces: Mapping[str, Array]) -> Figure:
   steps, marked = np.arange(1, len(inputs) + 1), np.flatnonzero(inputs[:, 1]) + 1
   axes_of[0].bar(steps, inputs[:, 0], width=0.6, color=["black" if step in marked else "#c8c8c8" for step in steps])
   axes_of[0].set_ylabel("value")
-  axes_of[0].set_title("Inputs; the two marked values are black, their sum is the answer")
+  title = "Inputs; the two marked values are black, their sum is the answer"
+  axes_of[0].set_title(title, fontsize=STYLE["axes.titlesize"])
   for axes, (name, values) in zip(axes_of[1:], traces.items(), strict=True):
     for unit, (colour, dashes) in zip(values.T, zip(OKABE_ITO, DASHES, strict=False), strict=False):
       axes.plot(steps, unit, color=colour, linestyle=dashes, linewidth=1.3)
