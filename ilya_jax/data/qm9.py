@@ -6,8 +6,8 @@ the free atoms (the set's own atomref.txt), without which they tell little but t
 
 Split: 10,000 molecules at random for validation, 10,000 for testing, as in the paper, of another 130,831 than its 130,462.
 Deviations: the package gives no bonds, so that a bond is a pair closer than 1.15 times the sum of its covalent radii (Cordero et al.
-2008, Dalton Trans. 2832), of one kind (in 6,000 molecules every hydrogen then has one, and one carbon of 28,000 a fifth); of the paper's 13 numbers of an atom those are left that need no chemistry program: element
-(5), atomic number, number of hydrogens.
+2008, Dalton Trans. 2832), of one kind; in 6,000 molecules every hydrogen then has one, and one carbon of 28,000 a fifth. Of the
+paper's 13 numbers of an atom those are left that need no chemistry program: element (5), atomic number, number of hydrogens.
 """
 
 import ast
