@@ -279,6 +279,32 @@ def test_set_to_set_is_that_of_torch_geometric():
   np.testing.assert_allclose(found, star.numpy(), atol=1e-5)
 
 
+def test_messages_are_those_of_torch_geometric():
+  """One direction of the edge network against NNConv, whose network gives a matrix for every edge."""
+  torch = pytest.importorskip("torch")
+  NNConv = pytest.importorskip("torch_geometric.nn").NNConv
+  n, d, hidden = 7, 6, 8
+  network = torch.nn.Sequential(torch.nn.Linear(5, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, d * d))
+  rng = np.random.default_rng(0)
+  bonds, apart = rng.integers(0, 5, (1, n, n)).astype(np.int32), rng.random((1, n, n)).astype(np.float32)
+  h = rng.normal(size=(1, n, 1, d)).astype(np.float32)
+  features, joined = pair_features(jnp.asarray(bonds), jnp.asarray(apart), edges="raw", labels=4)
+  v, w = np.where(~np.eye(n, dtype=bool))
+  convolution = NNConv(d, d, network, aggr="add", root_weight=False, bias=False)
+  edges = torch.tensor(np.stack([w, v])), torch.tensor(np.asarray(features)[0, v, w])
+  expected = convolution(torch.tensor(h[0, :, 0]), *edges).detach().numpy()
+
+  weights = [value.detach().numpy() for value in network.parameters()]
+  twice = [np.stack([leaf, leaf])[:, None] for leaf in (
+    weights[0].T, weights[1], d * weights[2].reshape(d, d, hidden).transpose(2, 0, 1), d * weights[3].reshape(1, d, d))
+  ]  # fmt: skip
+  params = {"hidden_0": {"kernel": twice[0], "bias": twice[1]}, "kernel": twice[2], "bias": twice[3]}
+  module = MatrixMessages(towers=1, width=d, widths=(hidden,))
+  channels = channels_of(module, params, features, joined & ~jnp.eye(n, dtype=bool)[None])
+  found = module.apply({"params": params}, channels, h)
+  np.testing.assert_allclose(found[0, :, 0, 0], expected, atol=1e-5)
+
+
 def test_counts_of_the_authors_defaults():
   config = load_config(CONFIG)
   net = from_config(config, features=13, labels=4, outputs=1)
