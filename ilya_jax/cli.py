@@ -98,6 +98,7 @@ def _add_processes(parser: Any) -> None:
 def _add_fit(commands: Any) -> None:
   fit = _add(commands, "fit", run=_fit, summary="fit scaling laws to tables of (N, D, C, loss) or to sweeps",
              example="ilya-jax fit runs.csv --columns 'N=params,D=tokens,loss=val_loss' --out runs/fit")  # fmt: skip
+  fit.usage = "ilya-jax fit TABLE|SWEEP_DIR [TABLE|SWEEP_DIR ...] --out DIR [options]"
   fit.add_argument("inputs", nargs="+", metavar="TABLE|SWEEP_DIR", type=Path)
   fit.add_argument("--out", metavar="DIR", type=Path, help="folder of fit.json, report.html and figures")
   fit.add_argument("--form", default="auto", help="auto, or names joined by commas")
