@@ -112,7 +112,7 @@ def table(folder):
     return [{name: value for name, value in row.items() if name != "wall_s"} for row in csv.DictReader(file)]
 
 
-def until(holds, *, process, seconds=120):
+def until(holds, *, process, seconds=300):
   deadline = time.monotonic() + seconds
   while not holds():
     assert process.poll() is None, process.communicate()
