@@ -78,5 +78,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config.eval.examples = 2_560  # as many as in the tests of 1997
   config.eval.every = {"tiny": 0, "small": 100, "order": 100}.get(arg, 1_000)
 
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every = {"tiny": 0}.get(arg, 50_000 if of_1997 else 1_000)  # steps; 0: at the end
+
   config.log_every = 1_000 if of_1997 else 10
   return config
