@@ -144,12 +144,17 @@ def row_rule(name: str, options: Options) -> str:
 
 
 def inner_error(table: Table, rows: Array, *, name: str, clusters: Array, options: Options) -> tuple[float | None, int]:
-  """(mean absolute error in %, clusters) of predicting the largest-compute clusters among `rows`, left out in turn."""
+  """(mean absolute error in %, units) of predicting the units of largest compute among `rows`, left out in turn.
+
+  A unit is a cluster with the clusters that repeat its runs under other seeds: were these left in, a law would only have to
+  interpolate what they hold.
+  """
   size = next(column for v in ("C", "N", "D") if (column := table.values.get(v)) is not None)
-  labels = sorted(np.unique(clusters[rows]), key=lambda label: -float(size[rows & (clusters == label)].max()))
+  units = _with_repeats(table, clusters)
+  labels = sorted(np.unique(units[rows]), key=lambda label: -float(size[rows & (units == label)].max()))
   errors: list[Array] = []
   for label in labels:
-    out = rows & (clusters == label)
+    out = rows & (units == label)
     if len(errors) == LEFT_OUT or lacking(table, rows & ~out, name) is not None:
       continue
     law = fit_rows(table, rows & ~out, name=name, options=options, count=min(options.starts, 24))
@@ -157,14 +162,33 @@ def inner_error(table: Table, rows: Array, *, name: str, clusters: Array, option
   return (float(100 * np.concatenate(errors).mean()) if errors else None), len(errors)
 
 
-def seed_spread(table: Table) -> float | None:
-  """Pooled standard deviation of ln(loss) between runs that differ in their seed alone; None without any."""
+def _with_repeats(table: Table, clusters: Array) -> Array:
+  """[n] a name per row: its cluster, or the first of the clusters that share a run with it but for the seed."""
+  same = _settings(table)
+  if same is None:
+    return clusters
+  units = np.asarray(clusters).copy()
+  for key in set(same):
+    members = np.isin(units, units[[known == key for known in same]])
+    units[members] = units[members].min()
+  return units
+
+
+def _settings(table: Table) -> list[tuple[Any, ...]] | None:
+  """Per row what runs that differ in their seed alone share; None where the table tells of no seeds, or lacks N or D."""
   if "seed" not in table.columns or not {"N", "D"} <= set(table.values):
     return None
+  told = [table.columns[name] for name in ("family", "lr", "batch") if name in table.columns]
+  return list(zip(table.values["N"].tolist(), table.values["D"].tolist(), *told, strict=True))
+
+
+def seed_spread(table: Table) -> float | None:
+  """Pooled standard deviation of ln(loss) between runs that differ in their seed alone; None without any."""
+  same = _settings(table)
+  if same is None:
+    return None
   groups: dict[tuple[Any, ...], dict[str, float]] = {}
-  for k in range(table.n_rows):
-    same = tuple(table.columns[name][k] for name in ("family", "lr", "batch") if name in table.columns)
-    key = (table.values["N"][k], table.values["D"][k], *same)
+  for k, key in enumerate(same):
     groups.setdefault(key, {})[table.columns["seed"][k]] = float(np.log(table.values["loss"][k]))
   squares, freedom = 0.0, 0
   for losses in groups.values():

@@ -6,7 +6,7 @@ import pytest
 from ilya_jax.scaling import fitted, fitting
 from ilya_jax.scaling.fit import fit_law
 from ilya_jax.scaling.laws import FORMS
-from ilya_jax.scaling.rows import Options
+from ilya_jax.scaling.rows import Options, inner_error
 from ilya_jax.scaling.sensitivity import sensitivity
 from ilya_jax.scaling.table import Table
 
@@ -112,3 +112,20 @@ def test_a_law_of_all_parameters_is_seen_through_a_count_without_embeddings():
   assert found["ladder_slope"] > found["a_N_total"] + 0.05  # bent upwards, and the fit in N sees it
   assert found["a_N"] == pytest.approx(found["ladder_slope"], abs=0.1)
   assert fitted.counted_both_ways(make_table(N, D, loss), np.ones(table.n_rows, bool), Options(**QUICK)) is None
+
+
+def test_inner_error_leaves_out_a_run_with_its_repeats_of_other_seeds():
+  """Three seeds without noise are one run three times: the error is that of the table without repeats."""
+  N, D = grid()
+  loss = FORMS["chinchilla"].loss(TRUTH, N=N, D=D)
+  trunks = np.unique(N, return_inverse=True)[1]
+  options = Options(form="kaplan_nd", objective="lsq_log", **QUICK)
+
+  def inner(repeats):
+    table = make_table(*(np.tile(x, repeats) for x in (N, D, loss)), seed=np.repeat(np.arange(repeats), len(N)))
+    clusters = np.tile(trunks, repeats) + 10 * np.repeat(np.arange(repeats), len(N))
+    return inner_error(table, np.ones(table.n_rows, bool), name="kaplan_nd", clusters=clusters, options=options)
+
+  once, thrice = inner(1), inner(3)
+  assert once[1] == thrice[1] == 3
+  assert thrice[0] == pytest.approx(once[0], rel=1e-5)
