@@ -1,4 +1,4 @@
-"""ResNet: exact counts, shapes, shortcuts, moving averages, derivatives, the pipelined list."""
+"""ResNet: exact counts, shapes, shortcuts, derivatives, the pipelined list."""
 
 import functools
 import itertools
@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from ilya_jax.errors import UserError
 from ilya_jax.models import resnet
 from ilya_jax.models.resnet import IMAGENET, ResNet, Unit, count, from_config, identity
-from ilya_jax.nn.batch_norm import BatchNorm
 from ilya_jax.parallel import pipeline
 from ilya_jax.parallel.layers import in_turn
 from ilya_jax.task import Source
@@ -157,24 +156,6 @@ def test_a_plain_net_has_no_shortcut():
 
 def plain_source():
   return Source(None, {}, {"mean": np.zeros((1, 1, 1), np.float32), "std": 1.0})
-
-
-def test_moving_averages_are_geometric_and_training_normalises_over_batch_and_pixels():
-  norm = BatchNorm()
-  wide = lambda channels: np.asarray(channels)[None, None, None]  # noqa: E731
-  x = jnp.asarray(np.random.default_rng(6).normal(2.0, 3.0, size=(5, 4, 3, 2)), jnp.float32)
-  variables = norm.init(jax.random.key(0), x, train=False)
-  state = variables["batch_stats"]
-  for _ in range(3):
-    y, new = norm.apply({"params": variables["params"], "batch_stats": state}, x, train=True, mutable=["batch_stats"])
-    state = new["batch_stats"]
-  np.testing.assert_allclose(y.mean((0, 1, 2)), 0.0, atol=1e-6)
-  np.testing.assert_allclose(y.var((0, 1, 2)), 1.0, atol=1e-4)
-  share = 1 - 0.9**3
-  np.testing.assert_allclose(state["mean"], share * x.mean((0, 1, 2)), rtol=1e-5)
-  np.testing.assert_allclose(state["var"], share * x.var((0, 1, 2)) + 0.9**3, rtol=1e-5)
-  z = norm.apply({"params": variables["params"], "batch_stats": state}, x, train=False)
-  np.testing.assert_allclose(z, (x - wide(state["mean"])) / np.sqrt(wide(state["var"]) + 1e-5), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("bottleneck", "shortcut", "stride"), [(False, "A", 2), (False, "none", 1), (True, "B", 2)])
