@@ -5,8 +5,9 @@ Hinton & van Camp 1993, https://www.cs.toronto.edu/~hinton/absps/colt93.html. Mo
 training and rivals: `mdl_weights_runs.py`. The paper's peptides are not public, so that errors are of generated data, whose
 shape (128 inputs, 105 and 420 cases) is that of the paper and whose difficulty is not.
 
-Expected at small scale (pilot of the card): relative errors .24 to .79 with noisy weights, .37 to 1.34 without; annealing necessary;
-weight decay better than noisy weights, against the paper.
+Expected at small scale (ten minutes on a busy core): relative errors .26 to .53 with noisy weights, .30 to .66 without; price 1 at once
+collapses in 7 of 10 data sets and in the other three reaches the shortest description of all (-21 nats, error .29 to .30); weight
+decay better than noisy weights in 10 of 10, against the paper. Most runs change by more than 1e-6 nats still after 5,000 updates.
 """
 
 from collections.abc import Sequence
