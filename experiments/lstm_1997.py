@@ -114,7 +114,11 @@ def judge(rows: Sequence[Row], scale: str) -> Judged:
   for name in names:
     found = column(rows, "sequences", net=name)
     each = ", ".join(f"{number:,.0f}" if math.isfinite(number) else "not learned" for number in found)
-    shown.append(
-      f"{name}: {each} sequences (mean {np.mean(column(rows, 'of_published', net=name)):.2f} of the published)"
+    share = [value for value in column(rows, "of_published", net=name) if math.isfinite(value)]
+    mean = (
+      f" (mean {np.mean(share):.2f} of the published{'' if len(share) == len(found) else ', where learned'})"
+      if share
+      else ""
     )
+    shown.append(f"{name}: {each} sequences{mean}")
   return Judged(verdict(all(map(math.isfinite, column(rows, "sequences")))), "; ".join(shown))
