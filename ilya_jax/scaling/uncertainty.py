@@ -3,7 +3,10 @@
 A resample that lacks the distinct values that a law needs is drawn again and counted. Measured on synthetic tables of 5
 sizes x 4 lengths with correlated noise in a trunk (Chinchilla, Kaplan 1.5; 60 to 120 tables each), nominal 95 %
 intervals cover 92 to 100 % so; a wild bootstrap of the residuals, often advised where clusters are few, covers 55 to 98 %
-there, because rows that a law fits exactly have no residual left to flip.
+there, because rows that a law fits exactly have no residual left to flip. With fewer than six clusters there are too few
+different resamples (80 tables of 4 sizes: 71 to 88 %; of 5: 88 to 96 %), so these draws are stretched about the estimate by
+what Student's t and the factor G/(G-1) of G clusters ask, as the expanded percentile interval of Hesterberg 2015
+(https://arxiv.org/abs/1411.5279): 89 to 95 %, 96 to 99 %.
 
 Axis letters: S resamples, n rows, P parameters.
 """
@@ -12,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from ilya_jax.scaling import search, starts
 from ilya_jax.scaling.fit import Fit
@@ -20,6 +24,7 @@ from ilya_jax.scaling.laws import FORMS
 Array = np.ndarray
 
 _FEWEST_CLUSTERS = 4  # with fewer, rows are resampled one by one
+_FEW_CLUSTERS = 6  # with fewer, draws are stretched
 LEVEL = 0.95
 TOO_WIDE = 10.0  # an interval of a positive parameter that spans this factor does not identify it
 
@@ -47,10 +52,22 @@ def resample(fit: Fit, *, clusters: Sequence[Any], count: int, seed: int = 0) ->
   weights, redrawn = _case_weights(fit, which, rng, count=count)
   start = np.tile(fit.theta, (count, 1))
   found = search.follow(form, points, theta=start, weights=weights, objective=fit.objective, delta=fit.delta)
+  stretch = _stretch(groups)
+  theta = np.clip(fit.theta + stretch * (found.theta - fit.theta), *starts.bounds(form, points))
   inflated = fit.residuals * np.sqrt(rows / max(rows - parameters, 1))  # for their having been fitted
   noise = rng.choice(inflated, count) * rng.choice([-1.0, 1.0], count)
-  method = f"case bootstrap by {unit}, percentile"
-  return Draws(form.decode(found.theta, points.centre), found.theta, noise, method, redrawn)
+  method = f"case bootstrap by {unit}, percentile" + (
+    f", {stretch:.2f} times as wide for {groups}" if stretch > 1 else ""
+  )
+  return Draws(form.decode(theta, points.centre), theta, noise, method, redrawn)
+
+
+def _stretch(groups: int) -> float:
+  """How much wider than normal theory with many clusters an interval from so few must be."""
+  if groups >= _FEW_CLUSTERS:
+    return 1.0
+  freedom, tail = groups - 1, (1 + LEVEL) / 2
+  return float(np.sqrt(groups / freedom) * stats.t.ppf(tail, freedom) / stats.norm.ppf(tail))
 
 
 def _case_weights(fit: Fit, which: Array, rng: np.random.Generator, *, count: int) -> tuple[Array, int]:
