@@ -39,7 +39,7 @@ def law_record(form: dict[str, Any], truth: float) -> dict[str, Any]:
   return {
     "form": form["form"], "inner_mape": form["inner_mape"], "E": form["parameters"]["E"], "low": interval["low"],
     "high": interval["high"], "identified": interval["identified"], "method": interval["method"],
-    "inside": bool(interval["low"] <= truth <= interval["high"]),
+    "inside": (interval["low"] or 0.0) <= truth and (interval["high"] is None or truth <= interval["high"]),  # None: open
     "floor_error": 100 * (form["parameters"]["E"] / truth - 1),
     "held_out": [100 * (point["predicted"] / point["loss"] - 1) for point in points],
     "c_ratio": (form.get("held_out") or {}).get("c_ratio"),
