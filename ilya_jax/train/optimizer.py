@@ -19,7 +19,8 @@ def make_optimizer(optim: Any) -> optax.GradientTransformation:
   """The optimizer of the config section `optim`, with a settable learning rate.
 
   optim: `name` (a function of optax that takes `learning_rate`), `clip_norm` (0: none), and `options`, the keyword
-    arguments of that function. Weight decay, where the optimizer has a `mask`, acts on matrices ("kernel") alone. `l2`, where
+    arguments of that function. `clip_component`, where there is one: every component of the gradient is cut to +-it (0: none),
+    before the norm is. Weight decay, where the optimizer has a `mask`, acts on matrices ("kernel") alone. `l2`, where
     there is one: the gradient of l2 / 2 times the squares of all parameters, biases and norms too, is added before the
     optimizer sees it (and after clipping), as the papers that train with momentum do.
   Raises UserError on an unknown optimizer or option.
@@ -38,7 +39,8 @@ def make_optimizer(optim: Any) -> optax.GradientTransformation:
     options["mask"] = decayed
 
   def chained(learning_rate):
-    steps = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
+    steps = [optax.clip(optim.clip_component)] if optim.get("clip_component", 0.0) else []
+    steps += [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
     steps += [optax.add_decayed_weights(optim.l2)] if optim.get("l2", 0.0) else []
     return optax.chain(*steps, build(learning_rate, **options))
 
