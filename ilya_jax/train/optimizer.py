@@ -64,8 +64,9 @@ def make_schedule(schedule: Any, *, learning_rate: float, steps: int) -> Callabl
 
   schedule.name: "constant"; "wsd" (constant, then a 1 - sqrt cooldown over the last `cooldown_fraction` of the steps:
     Hagele et al. 2024, arXiv 2405.18392); "cosine" (to `final_fraction` of the peak); "linear" (the same, straight);
-    "drops" (constant, times options.factor at each of options.at, fractions of the steps); or any schedule of optax, called
-    with the options of the config.
+    "drops" (constant, times options.factor at each of options.at, fractions of the steps); "inverse_sqrt" (the rate at step s,
+    counted from 1, is the peak times sqrt(w / s) from the warm-up's end w on: Vaswani et al. 2017, arXiv 1706.03762, eq. 3,
+    whose peak is d_model^-0.5 w^-0.5); or any schedule of optax, called with the options of the config.
   schedule.warmup_steps: linear warm-up from 0, in steps, before and on top of any of them.
   Raises UserError on an unknown name.
   """
@@ -86,6 +87,12 @@ def make_schedule(schedule: Any, *, learning_rate: float, steps: int) -> Callabl
   elif name == "drops":
     drops = {round(share * steps): schedule.options["factor"] for share in schedule.options["at"]}
     base = optax.piecewise_constant_schedule(learning_rate, drops)
+  elif name == "inverse_sqrt":
+
+    def base(step):
+      least = max(warmup, 1)
+      return learning_rate * jnp.sqrt(least / jnp.maximum(jnp.asarray(step, jnp.float32) + 1, least))
+
   elif name.endswith("_schedule") and callable(getattr(optax, name, None)):
     try:
       base = getattr(optax, name)(**schedule.options)
@@ -94,7 +101,9 @@ def make_schedule(schedule: Any, *, learning_rate: float, steps: int) -> Callabl
         f"options of optax.{name}: {error}", "its keyword arguments", "--config.schedule.options"
       ) from error
   else:
-    expected = "constant, wsd, cosine, linear, drops, or a schedule of optax such as warmup_cosine_decay_schedule"
+    expected = (
+      "constant, wsd, cosine, linear, drops, inverse_sqrt, or a schedule of optax such as warmup_cosine_decay_schedule"
+    )
     raise UserError(f"schedule {name!r}", expected, "--config.schedule.name")
 
   def with_warmup(step):
