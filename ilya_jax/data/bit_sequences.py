@@ -156,7 +156,8 @@ def ngrams(sizes: Sizes) -> Problem:
 
   def draw(rng: jax.Array, rows: int) -> dict[str, jax.Array]:
     for_table, for_first, for_bits = jax.random.split(rng, 3)
-    table = jax.random.beta(for_table, 0.5, 0.5, (rows, 2**history), jnp.float32)  # of a 1
+    angles = jax.random.uniform(for_table, (rows, 2**history), jnp.float32, 0.0, jnp.pi / 2)
+    table = jnp.sin(angles) ** 2  # Beta(1/2, 1/2) is the arcsine law
     first = jax.random.bernoulli(for_first, 0.5, (history, rows)).astype(jnp.int32)
     uniform = jax.random.uniform(for_bits, (steps - history, rows), jnp.float32)
 
