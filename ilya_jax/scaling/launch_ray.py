@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ilya_jax.errors import UserError
+from ilya_jax.errors import RunFailed, UserError
 from ilya_jax.scaling import launch_local
 from ilya_jax.scaling.launch import Ending, Pack, check_names
 from ilya_jax.scaling.sweep import Cell
@@ -23,6 +23,7 @@ _CUSTOM = "resources."  # resources.TPU=4
 _PENDING_S = 300.0  # for the first actor to get what it asks for
 _ENVIRONMENT = ("JAX_", "XLA_", "LIBTPU_", "ILYA_JAX_")  # what a worker takes over from here
 _OBJECTS_BYTES = 1 << 27  # the object store of a cluster of our own, which holds next to nothing
+_STARTS = 3  # of such a cluster, where its daemons take too long
 
 
 class Request(NamedTuple):
@@ -107,14 +108,29 @@ def open_ray(options: Mapping[str, str], *, workers: int) -> "RayActors":
   try:
     ray.init(address="auto", **quiet)
   except ConnectionError:
-    cores = len(os.sched_getaffinity(0))
-    ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=_OBJECTS_BYTES, **quiet)
+    _start_here(quiet)
   try:
     places = check_fits(request, [node["Resources"] for node in ray.nodes() if node["Alive"]])
   except UserError:
     ray.shutdown()
     raise
   return RayActors(request, count=min(workers or places, places))
+
+
+def _start_here(quiet: Mapping[str, Any]) -> None:
+  """A cluster of this machine; Ray gives its daemons 30 seconds, which a busy machine may need twice. Raises RunFailed."""
+  import ray
+
+  cores = len(os.sched_getaffinity(0))
+  for _ in range(_STARTS):
+    try:
+      ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=_OBJECTS_BYTES, **quiet)
+      return
+    except Exception as error:  # Ray raises no class of its own
+      if "timed out" not in str(error):
+        raise
+      ray.shutdown()
+  raise RunFailed(f"Ray's daemons did not answer within 30 seconds, {_STARTS} times: is this machine too busy?")
 
 
 def _check_answers(address: str) -> None:

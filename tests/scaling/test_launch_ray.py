@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from ilya_jax import cli
-from ilya_jax.errors import UserError
+from ilya_jax.errors import RunFailed, UserError
 from ilya_jax.scaling import launch_ray
 from ilya_jax.train.metrics import read_json
 
@@ -177,3 +178,22 @@ def test_an_address_where_no_cluster_answers_is_one_line(tmp_path, text_folder, 
   (line,) = capfd.readouterr().err.splitlines()
   assert "no Ray cluster at RAY_ADDRESS=127.0.0.1:1" in line
   assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_cluster_that_starts_too_slowly_is_started_again(monkeypatch, failures):
+  """Ray gives up on its daemons after 30 seconds with an exception of no class of its own."""
+  calls = []
+
+  def init(**options):
+    calls.append(options)
+    if len(calls) <= failures:
+      raise Exception("The current node timed out during startup. This could happen because …")
+
+  monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(init=init, shutdown=lambda: None))
+  if failures == 3:
+    with pytest.raises(RunFailed, match="3 times"):
+      launch_ray._start_here({})
+  else:
+    launch_ray._start_here({})
+  assert len(calls) == min(failures + 1, 3)
