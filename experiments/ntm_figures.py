@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ilya_jax.models.ntm import Shown
 from ilya_jax.scaling.drawing import DASHES, MARKERS, OKABE_ITO, STYLE, handle, legend, new_figure
@@ -86,11 +87,11 @@ def _show(axes: Axes, picture: Array, *, title: str = "", y: str = "", low: floa
 def draw_maps(maps: Mapping[str, Mapping[str, Array]], *, title: str) -> Figure:
   """Figs. 4, 5: what was asked for and what the nets gave, probabilities in greys: row -> column -> bits [steps, K]."""
   columns = list(next(iter(maps.values())))
-  figure, grid = _grid(len(maps), len(columns), height=0.8 + 1.0 * len(maps), width=7.6)
+  figure, grid = _grid(len(maps), len(columns), height=1.0 + 1.0 * len(maps), width=7.6)
   for line, (row, pictures) in zip(grid, maps.items(), strict=True):
     for axes, (column, bits) in zip(line, pictures.items(), strict=True):
       first = column == columns[0]
-      _show(axes, bits.T, title=column if row == next(iter(maps)) else "", y=row if first else "")
+      _show(axes, bits.T, title=column.replace(", ", ",\n") if row == next(iter(maps)) else "", y=row if first else "")
       axes.set_xticks([0, len(bits) - 1], ["1", str(len(bits))])
   for axes in grid[-1]:
     axes.set_xlabel("step of the answer")
@@ -115,8 +116,10 @@ def draw_memory(inputs: Array, outputs: Array, shown: Shown, *, title: str) -> F
   _show(grid[1, 1], reads[:, 0].T, title="Reads (grey: 0)", low=-widest, high=widest)
   _show(grid[2, 0], weights[:, heads, part].T, title="Write weights", y=f"rows {part.start} to {part.stop - 1}")
   _show(grid[2, 1], weights[:, 0, part].T, title="Read weights")
+  for axes in grid.ravel():
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
   for axes in grid[2]:
-    axes.set_xlabel("step")
+    axes.set_xlabel("step, from 0")
   figure.suptitle(title, fontsize=STYLE["axes.titlesize"])
   return figure
 
@@ -142,10 +145,10 @@ def draw_locations(priorities: Array, locations: Array, *, slope: float, interce
     priorities.ravel(), locations.ravel(), linestyle="", marker="o", markersize=3, color=OKABE_ITO[0], alpha=0.5
   )
   ends = np.array([-1.0, 1.0])
-  axes.plot(ends, slope * ends + intercept, color=OKABE_ITO[1], linestyle=DASHES[1])
+  axes.plot(ends, slope * ends + intercept, color="black", linestyle=DASHES[1], linewidth=1.8, zorder=5)
   axes.set_xlabel("priority")
   axes.set_ylabel("row with the largest write weight")
   axes.set_title(title, fontsize=STYLE["axes.titlesize"])
   marks = handle("written", colour=OKABE_ITO[0], marker="o", dashes="")
-  legend(figure, [marks, handle("fitted line", colour=OKABE_ITO[1], dashes=DASHES[1])])
+  legend(figure, [marks, handle("fitted line", colour="black", dashes=DASHES[1])])
   return figure
