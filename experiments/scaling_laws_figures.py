@@ -199,7 +199,7 @@ def draw_batches(rows: Sequence[Row]) -> Figure:
       )
     handles.append(handle(f"width {width}, B_crit", colour=OKABE_ITO[k], marker="o", dashes=DASHES[k]))
     handles.append(handle(f"width {width}, noise scale", colour=OKABE_ITO[k], marker="o", dashes="", filled=False))
-  axes.set(xscale="log", yscale="log", xlabel=f"Loss ({_NATS})", ylabel="Tokens")
+  axes.set(yscale="log", xlabel=f"Loss ({_NATS})", ylabel="Tokens")
   axes.invert_xaxis()
   legend(figure, handles, columns=2)
   return figure

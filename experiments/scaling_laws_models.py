@@ -24,9 +24,11 @@ Array = np.ndarray
 SHAPES = {
   "tiny": ((1, 8, 2), (1, 16, 2)),
   "small": ((2, 64, 1), (2, 64, 2), (2, 64, 4), (2, 64, 8), (8, 32, 2), (32, 16, 2)),
+  "paper": ((5, 912, 12), (16, 512, 4), (16, 512, 8), (16, 512, 16), (64, 256, 4)),
 }
 REPORTED_ONLY = (32, 16, 2)
-SHAPE_STEPS = {"tiny": 50, "small": 2048}
+SHAPE_STEPS = {"tiny": 50, "small": 2048, "paper": 8192}
+RATE_WIDTH = {"tiny": 16, "small": 64, "paper": 512}  # whose learning rate all shapes take
 
 
 def shape_name(shape: tuple[int, int, int]) -> str:
@@ -37,11 +39,11 @@ def shape_name(shape: tuple[int, int, int]) -> str:
 
 def measure_shape(setting: Setting) -> Measured:
   """Losses of one N in several shapes; the learning rate is one of N alone, as in the paper (D.1)."""
-  widest = max(width for _, width, _ in SHAPES[setting.scale])
+  paper, width = setting.scale == "paper", RATE_WIDTH[setting.scale]
   jobs = {
     f"{shape} {seed}": runs.transformer(
       setting, shape[1], SHAPE_STEPS[setting.scale], seed=seed, model__n_layers=shape[0], model__n_heads=shape[2],
-      optim__learning_rate=runs.rate(widest),
+      optim__learning_rate=runs.paper_rate(width) if paper else runs.rate(width),
     )
     for shape in SHAPES[setting.scale]
     for seed in setting.seeds

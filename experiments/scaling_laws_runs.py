@@ -48,12 +48,21 @@ _TINY: dict[str, Any] = {
   "schedule.warmup_steps": 5, "eval.tokens": 8192, "execution.tensorboard": False, "execution.steps_per_dispatch": 10,
   "checkpoint.keep": 1, "mesh.data": 1,
 }  # fmt: skip
+_PAPER: dict[str, Any] = {  # as the accelerator form of the sweep
+  "data.name": "tfds:c4/en", "data.context": 1024, "batch_size": 128, "data.tokenizer": "bpe", "data.vocab_size": 16_384,
+  "dtype": "bfloat16", "schedule.warmup_steps": 500, "eval.tokens": 2**21, "checkpoint.every_s": 600.0, "checkpoint.keep": 1,
+}  # fmt: skip
 TINY_WIDTHS, TINY_STEPS = (8, 16), (20, 30, 50)
 
 
 def rate(width: int) -> float:
   """The Transformer's learning rate by the rule of the sweep."""
   return float(f"{1.5e-2 * (16 / width) ** 0.75:.2e}")
+
+
+def paper_rate(width: int) -> float:
+  """The Transformer's at paper scale, by the rule of the sweep's accelerator form."""
+  return float(f"{2e-3 * (256 / width) ** 0.5:.2e}")
 
 
 def lstm_rate(width: int) -> float:
@@ -63,14 +72,19 @@ def lstm_rate(width: int) -> float:
 
 def job(setting: Setting, spec: str, **changes: Any) -> tuple[str, dict[str, Any]]:
   """A run at the scale; `__` in a field's name stands for a dot."""
-  common = {**_TINY, "data.path": str(tiny_text(setting.folder))} if setting.scale == "tiny" else _COMMON
+  common = {"small": _COMMON, "paper": _PAPER}.get(setting.scale) or {
+    **_TINY,
+    "data.path": str(tiny_text(setting.folder)),
+  }
   return spec, {**common, **{name.replace("__", "."): value for name, value in changes.items()}}
 
 
 def transformer(setting: Setting, width: int, steps: int, *, seed: int, **changes: Any) -> tuple[str, dict[str, Any]]:
   """A Transformer run of the sweep's form."""
-  made = {"model__d_model": width, "optim__learning_rate": rate(width), "steps": steps, "seed": seed, **changes}
-  return job(setting, TRANSFORMER, **made)
+  paper = setting.scale == "paper"
+  learning_rate = paper_rate(width) if paper else rate(width)
+  made = {"model__d_model": width, "optim__learning_rate": learning_rate, "steps": steps, "seed": seed, **changes}
+  return job(setting, "configs/transformer_lm.py" if paper else TRANSFORMER, **made)
 
 
 def tiny_text(folder: Path) -> Path:
@@ -107,23 +121,32 @@ def cell_of(run: Trained) -> Cell:
 def grid(setting: Setting) -> list[Cell]:
   """Losses by size and length: at small scale the fitted rows of the sweep, at tiny scale six runs.
 
-  The committed table is read; without it the sweep runs first (about an hour on two cores). Raises UserError where it has none of
+  The committed table is read; without it the sweep runs first (about an hour on two cores). At paper scale the sweep's accelerator
+  form runs on C4 (three days of an H100 by formula). Raises UserError where it has none of
   the seeds.
   """
   if setting.scale == "tiny":
     return list(
       trained_cells(setting, [(w, s, seed) for seed in setting.seeds for w in TINY_WIDTHS for s in TINY_STEPS]).values()
     )
-  if COMMITTED.is_file():
+  if setting.scale == "paper":
+    path = setting.folder / "lm_full_accelerator"
+    _sweep(f"{SWEEP}:accelerator", path, {"data.name": "tfds:c4/en"})
+  elif COMMITTED.is_file():
     path = COMMITTED
   else:
     path = setting.folder / "lm_full"
     setting.say(f"no {COMMITTED.relative_to(ROOT)}: running {SWEEP}")
-    command.sweep(SWEEP, path, overrides={}, only=None, workers=0, pack=1, dry_run=False)
+    _sweep(SWEEP, path, {})
   cells = [cell for cell in cells_of(read_table([path], final_only=True), role="fit") if cell.seed in setting.seeds]
   if not cells:
     raise UserError(f"no run of the seeds {setting.seeds} in {path}", "seeds of the sweep, 0 to 2", "--seeds")
   return cells
+
+
+def _sweep(spec: str, folder: Path, overrides: Mapping[str, Any]) -> None:
+  """Runs what of the sweep is not done, and writes its table."""
+  command.sweep(spec, folder, overrides=overrides, only=None, workers=0, pack=1, dry_run=False)
 
 
 def cells_of(table: Table, *, role: str) -> list[Cell]:

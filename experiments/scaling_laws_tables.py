@@ -65,21 +65,35 @@ FITTED, HELD_OUT, LENGTH = (
 )
 
 
-def measure_sizes(setting: Setting) -> Measured:
-  """Losses of the sizes at one length; the law fitted to all but the largest predicts that one."""
-  widths, largest, steps = FITTED[setting.scale], HELD_OUT[setting.scale], LENGTH[setting.scale]
+def ladders(setting: Setting) -> dict[int, list[Cell]]:
+  """Seed -> cells of rising size at one length, the last of which is predicted: of the sweep what it has, the rest trained now.
+
+  At paper scale the longest training of each size of the sweep.
+  """
+  if setting.scale == "paper":
+    cells = runs.grid(setting)
+    longest = max(cell.D for cell in cells)
+    return {
+      seed: sorted((cell for cell in cells if (cell.seed, cell.D) == (seed, longest)), key=lambda cell: cell.N)
+      for seed in setting.seeds
+    }
+  widths, steps = (*FITTED[setting.scale], HELD_OUT[setting.scale]), LENGTH[setting.scale]
   known = {} if setting.scale == "tiny" else {(cell.seed, cell.N, cell.D): cell for cell in runs.grid(setting)}
 
   def place(width: int, seed: int) -> tuple[int, float, float]:
     return seed, float(runs.size_of(width)), float(steps * runs.TOKENS_PER_STEP)
 
-  missing = [
-    (width, steps, seed) for seed in setting.seeds for width in (*widths, largest) if place(width, seed) not in known
-  ]
+  missing = [(width, steps, seed) for seed in setting.seeds for width in widths if place(width, seed) not in known]
   trained = runs.trained_cells(setting, missing)
+  return {
+    seed: [trained.get((w, steps, seed)) or known[place(w, seed)] for w in widths] for seed in setting.seeds
+  }  # fmt: skip
+
+
+def measure_sizes(setting: Setting) -> Measured:
+  """Losses of the sizes at one length; the law fitted to all but the largest predicts that one."""
   rows, points = [], {}
-  for seed in setting.seeds:
-    cells = [trained.get((w, steps, seed)) or known[place(w, seed)] for w in (*widths, largest)]
+  for seed, cells in ladders(setting).items():
     table, last = arrays(cells[:-1]), cells[-1]
     floor, plain = (try_fit(form, table["loss"], N=table["N"]) for form in ("power_floor", "kaplan_n"))
     points[seed] = cells, floor
@@ -98,6 +112,8 @@ def judge_sizes(rows: Sequence[Row], scale: str) -> Judged:
   if scale == "tiny":
     return learns(rows, f"held out {in_percent(with_floor[0])}")
   holds = all(abs(a) < 0.03 and abs(a) < abs(b) for a, b in zip(with_floor, same, strict=True))
+  if scale == "paper":
+    holds = holds and all(0.05 < exponent < 0.1 for exponent in column(rows, "alpha_N_plain"))
   finding = (
     f"held out {', '.join(map(in_percent, with_floor))} (without E {', '.join(map(in_percent, plain))}; no law "
     f"{in_percent(float(np.mean(same)))}); alpha_N {np.mean(column(rows, 'alpha_N')):.3f} with E, "

@@ -91,7 +91,10 @@ moments_quadrature.defvjp(_forward, _backward)
 @functools.cache
 def table(cells: int = CELLS) -> Array:
   """The six moments on a grid of means -12 … 12 and deviations 0 … 12: float64 [6, G, G], in the order of `Moments`."""
-  with jax.enable_x64(True):
+  with (
+    jax.ensure_compile_time_eval(),
+    jax.enable_x64(True),
+  ):  # also where it is first read while another program is traced
     means = jnp.asarray(np.linspace(-LARGEST, LARGEST, cells))
     deviations = np.linspace(0.0, LARGEST, cells)
     fill = jax.jit(functools.partial(all_moments, nodes=4 * NODES))

@@ -157,6 +157,25 @@ def test_the_cost_read_from_the_tables():
     np.testing.assert_allclose(a, b, atol=5e-3)
 
 
+def _by_quadrature(network, x, y):
+  return noisy_weights.description_length(network, x, y, 0.3)
+
+
+def _by_table(network, x, y):
+  return noisy_weights.description_length(network, x, y, 0.3, moments=moments_table)
+
+
+def test_training_by_the_tables_goes_as_training_by_quadrature():
+  start = noisy_weights.initial(3, inputs=6, hidden=3, outputs=1)
+  x, y = small_data(cases=30, outputs=1)
+  one, other = (descent.minimise(cost, start, (x, y), updates=15) for cost in (_by_quadrature, _by_table))
+  begun = float(jax.jit(_by_quadrature)(jax.tree.map(jnp.asarray, start), x, y))
+  assert one.value < begun - 5
+  assert other.value == pytest.approx(one.value, abs=0.02 * (begun - one.value))
+  reached = float(jax.jit(_by_quadrature)(jax.tree.map(jnp.asarray, other.tree), x, y))
+  assert reached == pytest.approx(other.value, abs=1e-2)
+
+
 def test_counts_of_the_paper():
   network = noisy_weights.initial(0, inputs=128, hidden=4, outputs=1)
   weights = sum(leaf.size for leaf in jax.tree.leaves(network.means))
