@@ -15,6 +15,7 @@ from ilya_jax.claims.trainings import Trained
 from ilya_jax.scaling import curves, hyperbola, steps_to_loss
 from ilya_jax.scaling.counting import lstm_counts
 from ilya_jax.scaling.noise_scale import noise_scale
+from ilya_jax.train.evaluate import evaluate
 from ilya_jax.train.load import load_run
 
 Array = np.ndarray
@@ -337,11 +338,14 @@ def measure_transfer(setting: Setting) -> Measured:
   }
   made = setting.train(jobs)
   rows = []
+  compiled: dict[tuple[str, int], Any] = {}  # programs and texts serve all runs of a width
   for name, changes in runs.other_texts(setting).items():
     for width, steps, finished in TRANSFER[setting.scale]:
       for seed in setting.seeds:
         run = made[f"{width} {steps} {seed}"]
-        other = load_run(run.workdir, changes).evaluate("heldout")["loss"]
+        loaded = load_run(run.workdir, changes)
+        programs, source = compiled.setdefault((name, width), (loaded.programs, loaded.source))
+        other = evaluate(programs, loaded.state, source=source, split="heldout")["loss"]
         rows.append({
           "seed": seed, "text": name, "state": "finished" if finished else "unfinished", "width": width, "steps": steps,
           "loss": run.evaluation("heldout"), "other": other,

@@ -189,8 +189,9 @@ def on_made_up_runs(monkeypatch, tmp_path, made_up_table):
   monkeypatch.setattr(
     scaling_laws_runs, "subset_folder", lambda setting, config, *, tokens, seed: tmp_path / f"subset{tokens}"
   )
-  other = SimpleNamespace(evaluate=lambda split: {"loss": 2.5})
-  monkeypatch.setattr(scaling_laws_models, "load_run", lambda workdir, changes: other)
+  loaded = SimpleNamespace(programs=None, source=None, state=None)
+  monkeypatch.setattr(scaling_laws_models, "load_run", lambda workdir, changes: loaded)
+  monkeypatch.setattr(scaling_laws_models, "evaluate", lambda programs, state, *, source, split: {"loss": 2.5})
   return Setting(
     "small", SEEDS, tmp_path, lambda jobs: {name: MadeUp(job, tmp_path) for name, job in jobs.items()}, print
   )
