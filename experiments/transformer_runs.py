@@ -110,6 +110,14 @@ def in_every_seed(rows: Sequence[Row], name: str, *, lower: str, higher: str) ->
   return [one < other for one, other in pairs]
 
 
+def random_parameters(init: Any, *inputs: Any) -> Any:
+  """Parameters of the shapes that `init` would make of these inputs, normal with deviation .3: nothing has to be compiled."""
+  shapes = jax.eval_shape(functools.partial(init, jax.random.key(0)), *inputs)
+  leaves, tree = jax.tree.flatten(shapes)
+  rng = np.random.default_rng(0)
+  return tree.unflatten([rng.normal(0.0, 0.3, leaf.shape).astype(np.float32) for leaf in leaves])
+
+
 def tokens_of(length: int, rows: int = 2) -> jax.Array:
   """Some tokens [rows, length] without specials."""
   return jnp.asarray(np.random.default_rng(0).integers(3, 19, (rows, length)), jnp.int32)
