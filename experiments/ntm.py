@@ -26,10 +26,10 @@ from experiments.ntm_runs import (
   learning_curves,
   locations_by_priority,
   means,
-  one_sequence,
   probabilities,
   right_answers,
   rows_by_size,
+  sequences,
   sequences_below,
   traced,
   trained,
@@ -60,14 +60,15 @@ def measure_copy(setting: Setting) -> Measured:
   lengths, seed = LENGTHS[setting.scale], setting.seeds[0]
   title = f"Copy, lengths {'1 to 5' if setting.scale == 'small' else '1 to 20'} in training"
   loaded = {net: runs[net, seed].load() for net in NETS}
+  batch = sequences(loaded["ntm"], [f"length={length}" for length in lengths])
+  given = {NETS[net]: probabilities(run, batch) for net, run in loaded.items()}
   maps = {}
-  for length in lengths:
-    batch = one_sequence(loaded["ntm"], f"length={length}")
-    answer = batch["asked"][0] > 0
-    given = {NETS[net]: probabilities(run, batch)[0][answer] for net, run in loaded.items()}
-    maps[f"length {length}"] = {"asked for": batch["targets"][0][answer], **given}
+  for number, length in enumerate(lengths):
+    answer = batch["asked"][number] > 0
+    pictures = {"asked for": batch["targets"], **given}
+    maps[f"length {length}"] = {name: bits[number][answer] for name, bits in pictures.items()}
   shown_at = lengths[1]
-  batch = one_sequence(loaded["ntm"], f"length={shown_at}")
+  batch = sequences(loaded["ntm"], [f"length={shown_at}"])
   outputs, shown = traced(loaded["ntm"], batch["inputs"])
   drawn = {
     "copy_costs": figures.draw_costs(learning_curves(runs), title=f"{title}, {len(setting.seeds)} seeds"),
@@ -84,7 +85,7 @@ def tiny_copy(setting: Setting, seed: int) -> Row:
   (run,) = setting.train({"copy": job("tiny", seed, {"eval.every": 1, "data.tests": ()})}).values()
   _, bits = run.curve("bits", split="eval", name="heldout")
   loaded = run.load()
-  outputs, shown = traced(loaded, one_sequence(loaded, "heldout")["inputs"])
+  outputs, shown = traced(loaded, sequences(loaded, ["heldout"])["inputs"])
   off = float(np.abs(np.asarray(shown.weights).sum(-1) - 1).max())
   return {
     "seed": seed,
@@ -248,7 +249,7 @@ def drawn_predictions(runs: Runs, seed: int, history: int) -> Figure:
   given = {}
   for net in dict.fromkeys(net for net, _ in runs):
     loaded = runs[net, seed].load()
-    batch = one_sequence(loaded, "heldout")
+    batch = sequences(loaded, ["heldout"])
     given[NETS[net]] = probabilities(loaded, batch)[0, :, 0]
   bits = batch["targets"][0, :, 0]
   best = {"best predictor": predictions(bits[None], history)[0]}

@@ -80,10 +80,15 @@ def means(rows: Sequence[Row], name: str, **conditions: Any) -> dict[str, float]
   return {net: float(np.mean(column(rows, name, net=net, **conditions))) for net in nets}
 
 
-def one_sequence(loaded: Loaded, split: str, index: int = 0) -> dict[str, Array]:
-  """Sequence `index` of a held-out set, with the axis of the batch."""
-  batch = loaded.source.batch(0, split=split)
-  return {part: np.asarray(leaf)[index : index + 1] for part, leaf in batch.items()}
+def sequences(loaded: Loaded, splits: Sequence[str]) -> dict[str, Array]:
+  """The first sequence of each held-out set as one batch, with zeros after the ends of the shorter ones."""
+  batches = [loaded.source.batch(0, split=split) for split in splits]
+  longest = max(batch["asked"].shape[1] for batch in batches)
+
+  def padded(leaf: Array) -> Array:
+    return np.pad(leaf, [(0, longest - leaf.shape[0]), *[(0, 0)] * (leaf.ndim - 1)])
+
+  return {part: np.stack([padded(np.asarray(batch[part])[0]) for batch in batches]) for part in batches[0]}
 
 
 def probabilities(loaded: Loaded, batch: Mapping[str, Array]) -> Array:
