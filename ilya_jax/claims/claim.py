@@ -18,8 +18,8 @@ Row = Mapping[str, Any]  # what one seed gave under one condition: flat, of numb
 class Measured(NamedTuple):
   """What a measurement gave.
 
-  rows: one for each seed and condition: "seed" (none in an exact computation), texts and the fields in `Claim.by` (the
-    condition), and numbers (what was measured).
+  rows: one for each seed and condition: "seed" (none in an exact computation, or where all seeds are taken together), texts and
+    the fields in `Claim.by` (the condition), and numbers (what was measured).
   figures: name -> figure; kept beside the record. remarks: sentences for the reading's page, as what a run did unasked.
   """
 
