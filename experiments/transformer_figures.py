@@ -48,7 +48,8 @@ def draw_recipe() -> Figure:
     places.plot(table[:, 4 + k], color=OKABE_ITO[k], linestyle=DASHES[k], label=f"dimension {4 + k}")
   places.set_xlabel("position")
   places.set_ylabel("PE, d = 20")
-  places.legend(fontsize=STYLE["legend.fontsize"], frameon=False, ncols=4)
+  places.set_ylim(-1.1, 1.6)
+  places.legend(fontsize=STYLE["legend.fontsize"], frameon=False, ncols=4, loc="upper center")
   return figure
 
 

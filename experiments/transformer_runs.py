@@ -63,15 +63,16 @@ def _greedy(model: Any, params: Any, sources: jax.Array, *, settings: Any) -> ja
   return translation.search(model, params, sources, settings=settings).tokens
 
 
-def attention_maps(run: Trained, length: int) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+def attention_maps(trained_run: Trained, length: int) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
   """The last decoder layer's weights on the source of a fresh string, by head, with the tokens of both sides."""
-  loaded = run.load()
+  loaded = trained_run.load()
   model = translation.make_model(loaded.config, loaded.source)
   batch = copies(
     jax.random.key(_FRESH_SEED), rows=1, symbols=loaded.config.data.symbols, shortest=length, longest=length
   )
   target = batch["target"][:, :-1]
-  _, sown = model.apply({"params": loaded.params}, batch["source"], target, train=False, mutable=["attention"])
+  run = jax.jit(functools.partial(model.apply, train=False, mutable=["attention"]))
+  _, sown = run({"params": loaded.params}, batch["source"], target)
   own = sown["attention"][f"decoder_{model.n_layers - 1}"]["cross_attention"]["weights"][0]
   maps = {f"head {k + 1}": np.asarray(own[0, k]) for k in range(own.shape[1])}
   return maps, [_symbol(t) for t in target[0].tolist()], [_symbol(t) for t in batch["source"][0].tolist()]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,7 +14,9 @@ from experiments import transformer_runs as runs
 from experiments import transformer_table3 as table3
 from ilya_jax.claims import Setting
 from ilya_jax.config import load_config
+from ilya_jax.data.copying import copies
 from ilya_jax.scaling.drawing import image
+from ilya_jax.train.loop import prepare
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1, 2)
@@ -201,6 +204,30 @@ def test_runs_become_rows_figures_and_a_verdict(claim, scale, monkeypatch, tmp_p
   assert claim.judge(measured.rows, scale).finding
   for figure in measured.figures.values():
     assert image(figure, kind="svg").startswith(b"<?xml")
+
+
+def test_copies_are_judged_by_what_greedy_search_writes(monkeypatch):
+  """On a model of random weights: shares by hand, and attention maps whose rows sum to 1."""
+  changes = {"model.n_layers": 1, "model.d_model": 16, "model.d_ff": 16, "data.longest": 5}
+  config = load_config(f"{ROOT}/configs/transformer.py:copy", changes)
+  task, source, _ = prepare(config)
+  params = runs.random_parameters(task.init, source.batch(0, split="train"))["params"]
+  loaded = SimpleNamespace(config=config, source=source, params=params)
+  run = SimpleNamespace(load=lambda: loaded)
+  monkeypatch.setattr(runs, "TESTED", 4)
+  ((exact, token),) = runs.copied(run, [4])
+  batch = copies(jax.random.fold_in(jax.random.key(2020), 4), rows=4, symbols=16, shortest=4, longest=4)
+  written = np.asarray(jax.jit(task.predict)(params, {}, batch))
+  right = written == np.asarray(batch["target"])[:, 1:]
+  assert exact == right.all(1).mean()
+  assert token == right.mean()
+  maps, rows, columns = runs.attention_maps(run, 4)
+  assert rows[0] == "begin"
+  assert columns[-1] == "end"
+  assert len(maps) == 4
+  for weights in maps.values():
+    assert weights.shape == (len(rows), len(columns)) == (5, 5)
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
 
 
 def test_values_by_time():
