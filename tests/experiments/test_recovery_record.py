@@ -17,7 +17,7 @@ def record():
 
 def test_every_law_is_there(record):
   assert set(record) == set(recovery.TRUTH)
-  assert set(FORMS) - set(record) == {"power", "power_d", "power_c"}  # Kaplan's 1.1 to 1.3 with an amplitude for the scale
+  assert set(FORMS) - set(record) == {"power", "power_d", "power_c"}  # Kaplan's 1.1 to 1.3 by other names
   for form, each in record.items():
     assert each["tables"] == 200
     assert {name: value["true"] for name, value in each["parameters"].items()} == recovery.TRUTH[form]
