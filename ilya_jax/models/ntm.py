@@ -13,6 +13,8 @@ https://arxiv.org/abs/1807.08518). `order` read_first: all heads look at the mem
 (both implementations); write_first: it is written, then read heads look at what it has become (Graves et al. 2016).
 The first weightings are one-hot at row 0 or learned (softmax of random logits): were they uniform over a constant memory, no row
 could ever be told from another. Memory begins constant or learned; first reads (tanh) and controller states are learned.
+Matrices begin truncated normal with variance 1 / fan-in, biases 0, that of forget gates `forget_bias`. (Controller matrices uniform on
++-1/sqrt(width), tried before, let an LSTM controller do without the memory on short copies: configs/ntm.py.)
 Controllers of several layers (priority sort) are stacked as the baseline of the paper is: each layer sees inputs and reads, and the
 layer below; heads and outputs see all layers.
 
@@ -21,6 +23,7 @@ gradient of each matrix is one product after it (reverse mode only).
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -242,30 +245,34 @@ class Ntm(nn.Module):
     super().__post_init__()
 
   def setup(self):
-    machine, uniform = self.machine, uniform_init(self.machine.width**-0.5)
+    machine, normal = self.machine, nn.initializers.lecun_normal()
     lstm, reads = machine.controller == "lstm", machine.read_heads * machine.columns
     gates = (4, machine.width) if lstm else (machine.width,)
 
     def bias_init(rng, shape, dtype=jnp.float32):  # [4 D] in the order i, f, g, o, or [D]
       forget = jnp.repeat(jnp.array([0, 1, 0, 0], dtype), shape[-1] // 4) if lstm else jnp.zeros(shape, dtype)
-      return uniform(rng, shape, dtype) + self.forget_bias * forget
+      return self.forget_bias * forget
 
     self.inputs = [
-      Linear(gates, kernel_init=uniform, bias_init=bias_init, dtype=self.dtype, name=f"input_{k}")
+      Linear(gates, kernel_init=normal, bias_init=bias_init, dtype=self.dtype, name=f"input_{k}")
       for k in range(machine.layers)
     ]
     widths = [reads + machine.width * ((k > 0) + lstm) for k in range(machine.layers)]
-    self.recurrent = [self.param(f"recurrent_{k}", uniform, (width, *gates)) for k, width in enumerate(widths)]
-    numbers, normal = sum(machine.head_sizes), nn.initializers.lecun_normal()
+
+    def flat_normal(rng, shape, dtype=jnp.float32):  # of the matrix that a kernel of three axes is
+      return normal(rng, (shape[0], math.prod(shape[1:])), dtype).reshape(shape)
+
+    self.recurrent = [self.param(f"recurrent_{k}", flat_normal, (width, *gates)) for k, width in enumerate(widths)]
+    numbers = sum(machine.head_sizes)
     self.head_kernel = self.param("head_kernel", normal, (machine.shown, numbers))
     self.head_bias = self.param("head_bias", nn.initializers.zeros, (numbers,))
     self.output = Linear((self.outputs,), kernel_init=normal, dtype=self.dtype)
-    self.first = self._first_parameters(uniform)
+    self.first = self._first_parameters()
 
-  def _first_parameters(self, uniform) -> dict[str, jax.Array]:
+  def _first_parameters(self) -> dict[str, jax.Array]:
     """Parameters of the state before a first step."""
     machine, heads = self.machine, self.machine.read_heads + self.machine.write_heads
-    made = {"reads": self.param("first_reads", uniform, (machine.read_heads, machine.columns))}
+    made = {"reads": self.param("first_reads", nn.initializers.normal(1.0), (machine.read_heads, machine.columns))}
     if machine.controller == "lstm":
       made["hidden"] = self.param("first_hidden", nn.initializers.zeros, (machine.layers, 2, machine.width))
     if self.first_weights == "learned":
