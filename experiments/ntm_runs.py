@@ -155,6 +155,24 @@ def right_answers(seed: int) -> float:
   return right / 256
 
 
+def sorted_answers(seed: int) -> dict[str, float]:
+  """Of 64 sequences to sort: the share whose answers fall by priority, and what a line explains of locations of two kinds.
+
+  r_squared: of the row nearest to a linear function of the priority; r_squared_random: of rows drawn at random.
+  """
+  sizes = Sizes()
+  draw = jax.jit(find_problem("sort", sizes).draw, static_argnums=1)
+  batch = {part: np.asarray(leaf) for part, leaf in draw(jax.random.key(seed), 64).items()}
+  shown, priorities = batch["inputs"][:, : sizes.vectors, : sizes.bits], batch["inputs"][:, : sizes.vectors, sizes.bits]
+  order = np.argsort(-priorities, axis=1)[:, : sizes.answered]
+  answers = np.stack([targets[asked > 0] for targets, asked in zip(batch["targets"], batch["asked"], strict=True)])
+  right = (np.take_along_axis(shown, order[..., None], axis=1) == answers).all((1, 2))
+  rows = np.random.default_rng(seed).integers(128, size=priorities.T.shape)
+  linear = np.rint(63.5 * (1 + priorities.T)).astype(int)
+  by_line, by_chance = (locations_by_priority(priorities.T, each[..., None])[1] for each in (linear, rows))
+  return {"right": float(right.mean()), "r_squared": by_line, "r_squared_random": by_chance}
+
+
 def best_cost(seed: int, steps: int, history: int) -> dict[str, float]:
   """Cost of the best predictor, mean over `SIMULATED` sequences, and its standard error."""
   draw = jax.jit(find_problem("ngrams", Sizes(length=(steps, steps), history=history)).draw, static_argnums=1)
