@@ -22,6 +22,15 @@ def _private_cache(tmp_path_factory):
   os.environ.setdefault("ILYA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True)
+def _quick_compilation(request):
+  """Where a program is compiled to be run a few times, LLVM need not optimise it; what XLA makes of it stays as it is."""
+  quick = request.path.parent.name in ("models", "nn", "parallel")
+  jax.config.update("jax_disable_most_optimizations", quick)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 _WORDS = "the quick brown fox jumps over a lazy dog while seven wizards mix potions from bright purple herbs".split()
 
 

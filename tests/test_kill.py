@@ -37,7 +37,7 @@ def get_sweep(arg=""):
       {{**base, "set": COMMON, "axes": [{{"optim.learning_rate": [1e-2, 2e-2]}}, {{"steps": [60, 120, 240]}}]}},
       {{**base, "set": {{**COMMON, "optim.learning_rate": 1e-2, "steps": 120}}, "seeds": [1]}},
     ],
-    "fit": {{"bootstrap": 20}},
+    "fit": {{"form": "chinchilla", "bootstrap": 20, "starts": 8}},
   }}
 '''
 

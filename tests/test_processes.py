@@ -161,7 +161,7 @@ def get_sweep(arg=""):
   hot = {"optim.learning_rate": 1e30, "optim.clip_norm": 0.0, "schedule.warmup_steps": 0, "steps": 12}
   return {"name": "test", "groups": [
     {**BASE, "set": {"model.d_model": 8}, "axes": [{"steps": [16, 32]}]}, {**BASE, "set": {**hot, "model.d_model": 8}}
-  ], "fit": {"bootstrap": 0}}
+  ], "fit": {"form": "chinchilla", "bootstrap": 0, "starts": 8}}
 """
 
 

@@ -59,7 +59,7 @@ BASE = {{"family": "transformer", "config": "configs/transformer_lm.py:tiny", "s
 def get_sweep(arg=""):
   return {{"name": "test", "groups": [
     {{**BASE, "axes": [{{"steps": [400, 800]}}]}}, {{**BASE, "axes": [{{"model.d_model": [12], "steps": [1200]}}]}}
-  ], "fit": {{"bootstrap": 0}}}}
+  ], "fit": {{"form": "chinchilla", "bootstrap": 0, "starts": 8}}}}
 '''
 
 

@@ -28,7 +28,7 @@ def get_sweep(arg=""):
   if arg:
     hot = {{"optim.learning_rate": 1e30, "optim.clip_norm": 0.0, "schedule.warmup_steps": 0, "steps": 12}}
     groups.append({{**BASE, "set": {{**COMMON, **hot}}}})
-  return {{"name": "test" + arg, "groups": groups, "fit": {{"bootstrap": 20}}}}
+  return {{"name": "test" + arg, "groups": groups, "fit": {{"form": "chinchilla", "bootstrap": 20, "starts": 8}}}}
 '''
 
 
