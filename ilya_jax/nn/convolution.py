@@ -58,8 +58,9 @@ def _save(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> tuple[j
 def _backward(
   stride: int, padding: int, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  forms = {"stride": stride, "padding": padding}
-  on_cpu, elsewhere = (functools.partial(form, **forms) for form in (_gradients_on_cpu, _gradients))
+  on_cpu, elsewhere = (
+    functools.partial(form, stride=stride, padding=padding) for form in (_gradients_on_cpu, _gradients)
+  )
   return lax.platform_dependent(*saved, cotangent, cpu=on_cpu, default=elsewhere)
 
 
