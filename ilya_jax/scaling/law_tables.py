@@ -65,8 +65,7 @@ def ranking_table(result: Mapping[str, Any]) -> Table:
   for place, name in enumerate(result["ranking"]):
     form = by_name[name]
     held = form.get("held_out") or {}
-    points = held.get("points") or []
-    first = points[0] if len(points) == 1 else {}
+    first = held_out_point(form)
     rows.append(Row(
       [str(place + 1), name, equation(form["equation"]), str(len(form["parameters"])), percent(form.get("inner_mape")),
        number(form.get("aicc")), percent(held.get("mape")), loss_text(first.get("predicted")),
@@ -83,19 +82,28 @@ def ranking_table(result: Mapping[str, Any]) -> Table:
   return Table("Forms by inner error", header, rows, ("form", "law"), note)
 
 
+def held_out_point(form: Mapping[str, Any]) -> dict[str, Any]:
+  """The held-out point of a form; of runs repeated with other seeds one with their mean loss; {} of none or of several settings."""
+  points = (form.get("held_out") or {}).get("points") or []
+  settings = {tuple(point.get(name) for name in ("N", "D", "C", "predicted")) for point in points}
+  if len(settings) != 1:
+    return {}
+  return {**points[0], "loss": sum(point["loss"] for point in points) / len(points), "runs": len(points)}
+
+
 def held_out_sentence(form: Mapping[str, Any], unit: str) -> str:
   """What the law said of the held-out run and what was measured, in words."""
   held = form.get("held_out") or {}
   points = held.get("points") or []
   if not points:
     return "No run was held out, so the law is not tested on a larger run."
-  if len(points) > 1:
+  point = held_out_point(form)
+  if not point:
     inside = sum(1 for p in points if p.get("low") is not None and p["low"] <= p["loss"] <= p["high"])
     return (
       f"On {len(points)} held-out points, up to {number(held.get('c_ratio'), 2)} times the largest fitted compute, its mean "
       f"error is {percent(held.get('mape'))}; {inside} of them lie inside their own 95 % band."
     )
-  point = points[0]
   error = 100.0 * (point["predicted"] / point["loss"] - 1.0)
   inside = point.get("low") is not None and point["low"] <= point["loss"] <= point["high"]
   band = ""
@@ -103,11 +111,12 @@ def held_out_sentence(form: Mapping[str, Any], unit: str) -> str:
     band = f" (95 % band {loss_text(point['low'])} to {loss_text(point['high'])})"
   sizes = [f"{short(point[q])} {what}" for q, what in (("N", "parameters"), ("D", "tokens")) if q in point]
   nats = f" {unit}" if unit.startswith("nats") else ""
-  named = f"the held-out run of {' and '.join(sizes)}" if sizes else "the held-out run"
+  run = "the held-out run" if point["runs"] == 1 else f"the {point['runs']} held-out runs"
+  named = f"{run} of {' and '.join(sizes)}" if sizes else run
   ratio = f", {number(held['c_ratio'], 2)} times the compute of the largest fitted run," if held.get("c_ratio") else ""
   return (
     f"For {named}{ratio} it predicted {loss_text(point['predicted'])}{nats}{band}; measured: "
-    f"{loss_text(point['loss'])}. Error: {percent(error, signed=True)}"
+    f"{loss_text(point['loss'])}{'' if point['runs'] == 1 else ' in the mean'}. Error: {percent(error, signed=True)}"
     + (f", {'inside' if inside else 'outside'} the band." if band else ".")
   )
 

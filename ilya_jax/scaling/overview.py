@@ -24,8 +24,7 @@ def headline_table(families: Sequence[Family]) -> Table:
       continue
     powers = [_exponent(best, name) for name in best["parameters"] if name.startswith(("alpha", "beta"))]
     held = best.get("held_out") or {}
-    points = held.get("points") or []
-    point = points[0] if len(points) == 1 else {}
+    point = law_tables.held_out_point(best)
     error = 100 * (point["predicted"] / point["loss"] - 1) if point else held.get("mape")
     rows.append(Row([
       document.family_title(family.name), best["form"], ", ".join(powers), document.loss_text(point.get("predicted")),

@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ilya_jax.scaling.drawing import short
-from ilya_jax.scaling.law_tables import variables
+from ilya_jax.scaling.law_tables import held_out_point, variables
 from ilya_jax.scaling.laws import FORMS
 from ilya_jax.scaling.sections import Family
 
@@ -35,28 +37,31 @@ def _rows(family: Family) -> list[tuple[str, ...]]:
   for name in family.result["ranking"]:
     form = records[name]
     points = (form.get("held_out") or {}).get("points") or []
+    point = held_out_point(form)
     predicted, error = "", ""
     if variables(form) in (
       ("N",),
       ("D",),
     ):  # a law of the longest trainings or of the largest sizes does not know this run
       points = []
-    if len(points) == 1:
-      predicted = _with_interval(points[0]["predicted"], points[0].get("low"), points[0].get("high"))
-      error = f"{100 * (points[0]['predicted'] / points[0]['loss'] - 1):+.1f} %"
+    if points and point:
+      predicted = _with_interval(point["predicted"], point.get("low"), point.get("high"))
+      error = f"{100 * (point['predicted'] / point['loss'] - 1):+.1f} %"
     elif points:
       predicted, error = f"{len(points)} points", f"{form['held_out']['mape']:.1f} %"
     rows.append(("" if rows else family.name, name, exponents(form), predicted, error))
   if not rows:
     return [(family.name, "none", "see below", "", "")]
   held = family.measured.take("held_out")
-  if len(held.loss) == 1:
+  if len(held.loss) and all(len(np.unique(column[np.isfinite(column)])) < 2 for column in (held.N, held.D, held.C)):
     sizes = [
       f"{name} {short(column[0])}" for name, column in (("N", held.N), ("D", held.D)) if math.isfinite(column[0])
     ]
     size = ", ".join(sizes) or f"C {held.C[0]:.2g} FLOP"
     se = f" +- {held.loss_se[0]:.3f}" if math.isfinite(held.loss_se[0]) else ""
-    rows.append(("", "measured", size, f"{held.loss[0]:.3f}{se}", ""))
+    rows.append(
+      ("", "measured", size, f"{held.loss.mean():.3f}{se}", "" if len(held.loss) == 1 else f"mean of {len(held.loss)}")
+    )
   elif not len(held.loss):
     rows.append(("", "measured", "no run held out", "", ""))
   return rows

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ilya_jax import cli
-from ilya_jax.scaling import curves, document, drawing, plots, report, sections
+from ilya_jax.scaling import curves, document, drawing, law_tables, plots, report, sections
 from ilya_jax.scaling.fitting import fit_table
 from ilya_jax.scaling.rows import Options
 from ilya_jax.scaling.sweep import COLUMNS, Cell, Sweep, write_cells_csv
@@ -364,3 +364,17 @@ def test_the_example_finds_the_exponents_it_was_made_from(capsys, monkeypatch):
     value, low, high = found[name][:3]
     assert low < value < high
     assert value == pytest.approx(scope["TRUTH"][name], abs=0.03), name
+
+
+def test_held_out_runs_of_other_seeds_are_one_point_with_their_mean_loss():
+  point = {"N": 1e6, "D": 1e8, "C": 6e14, "predicted": 2.02, "low": 1.9, "high": 2.1, "loss": 1.9}
+  form = {"form": "chinchilla", "held_out": {"mape": 3.0, "c_ratio": 3.0, "points": [point, {**point, "loss": 2.1}]}}
+  found = law_tables.held_out_point(form)
+  assert found["loss"] == pytest.approx(2.0)
+  assert found["runs"] == 2
+  sentence = law_tables.held_out_sentence(form, "nats per token")
+  assert sentence.startswith("For the 2 held-out runs of 1M parameters")
+  assert "measured: 2.000 in the mean" in sentence
+  assert "Error: +1.0" in sentence
+  assert not law_tables.held_out_point({"held_out": {"points": [point, {**point, "D": 2e8}]}})
+  assert not law_tables.held_out_point({"held_out": {"points": []}})
