@@ -71,7 +71,7 @@ def open_documents(name: str, *, path: str, heldout_fraction: float) -> Document
       "set --config.data.heldout_fraction=0.05",
     )
   is_tfds = name.startswith("tfds:")
-  if name not in NAMES[:5] and not is_tfds:
+  if name not in NAMES and not is_tfds:
     raise UserError(f"data.name = {name!r}", "one of " + ", ".join(NAMES) + ", markov", "change --config.data.name")
   if path and name != "files" and not is_tfds:
     raise UserError(

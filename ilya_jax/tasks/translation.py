@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ilya_jax.data.copying import copy_source
-from ilya_jax.data.translation import BEGIN, END, PAD, PairCorpus, load_pairs, pair_source
+from ilya_jax.data.translation import BEGIN, END, PAD, SPECIALS, PairCorpus, load_pairs, pair_source
 from ilya_jax.errors import UserError
 from ilya_jax.models import seq2seq, transformer
 from ilya_jax.models.sequence_search import Found, beam_search, greedy_search, spread
@@ -198,7 +198,7 @@ def continue_text(
   found = np.asarray(predict(params, jnp.asarray(tokens)[None]))[0]
   if isinstance(corpus, PairCorpus):
     return corpus.text(found)
-  return " ".join(str(token - 3) for token in found.tolist() if token >= 3)
+  return " ".join(str(token - SPECIALS) for token in found.tolist() if token >= SPECIALS)
 
 
 def _copied(prompt: str, config: ConfigDict) -> np.ndarray:
@@ -211,5 +211,5 @@ def _copied(prompt: str, config: ConfigDict) -> np.ndarray:
   if not 0 < len(symbols) <= longest or not all(0 <= symbol < config.data.symbols for symbol in symbols):
     expected = f"1 to {longest} numbers from 0 to {config.data.symbols - 1}, with spaces between"
     raise UserError(f"prompt {prompt!r}", expected, "--prompt")
-  row = [symbol + 3 for symbol in symbols] + [END]
+  row = [symbol + SPECIALS for symbol in symbols] + [END]
   return np.asarray(row + [PAD] * (longest + 1 - len(row)), np.int32)
