@@ -1,18 +1,15 @@
 """Batch normalisation over images (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithms 1 and 2).
 
 Clean under strict type promotion, and inside a pipeline whose devices hold parts of a batch: statistics are those of the
-whole batch (in a pipeline of the micro-batch) on any number of devices. Its derivative is written by hand: as XLA derives it on the
-CPU, it reads and writes the activations 21 times, 13 times so (experiments/LOG.md).
+whole batch (in a pipeline of the micro-batch) on any number of devices.
 """
-
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ilya_jax.nn.precision import at_least_float32
-from ilya_jax.nn.varying import mean_over_batch, vary_alike
+from ilya_jax.nn.varying import mean_over_batch
 
 
 class BatchNorm(nn.Module):
@@ -51,43 +48,15 @@ def normalise(
   """x [B, ..., C] normalised by its own statistics, scaled and shifted by scale and bias [C]; its mean and variance [C].
 
   The variance is the mean square less the squared mean: in float32 it is off by about 1e-7 mean^2 / variance of itself. Mean and
-  variance are given for moving averages: no derivative flows through them. Reverse-mode derivatives only.
+  variance are given for moving averages: no derivative flows through them.
   """
-  y, mean, variance = _normalise(*vary_alike(x, scale, bias), epsilon)
-  return y, jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
+  axes = tuple(range(x.ndim - 1))
+  mean = mean_over_batch(x, axes)
+  variance = jnp.maximum(mean_over_batch(x * x, axes) - mean * mean, 0.0)
+  factor = scale * jax.lax.rsqrt(variance + epsilon)
+  return _affine(x, factor, bias - mean * factor), jax.lax.stop_gradient(mean), jax.lax.stop_gradient(variance)
 
 
 def _affine(x: jax.Array, factor: jax.Array, shift: jax.Array) -> jax.Array:
   wide = (1,) * (x.ndim - 1) + factor.shape
   return x * factor.reshape(wide) + shift.reshape(wide)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, ...]:
-  axes = tuple(range(x.ndim - 1))
-  mean = mean_over_batch(x, axes)
-  variance = jnp.maximum(mean_over_batch(x * x, axes) - mean * mean, 0.0)
-  factor = scale * jax.lax.rsqrt(variance + epsilon)
-  return _affine(x, factor, bias - mean * factor), mean, variance
-
-
-def _save(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[tuple[jax.Array, ...], tuple]:
-  made = _normalise(x, scale, bias, epsilon)
-  return made, (x, scale, *made[1:])
-
-
-def _backward(epsilon: float, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-  """dx = factor (d - mean(d) - n mean(d n)) for the normalised n = (x - mean) / deviation, d the cotangent of y."""
-  x, scale, mean, variance = saved
-  d, axes = cotangents[0], tuple(range(x.ndim - 1))
-  inverse = jax.lax.rsqrt(variance + epsilon)
-  to_bias = d.sum(axes)  # of the rows that this device holds, as is what follows
-  to_scale = ((d * x).sum(axes) - mean * to_bias) * inverse
-  rows = x.size // x.shape[-1]
-  d_mean, slope = (mean_over_batch(sums[None]) / rows for sums in (to_bias, to_scale))
-  factor, slope = scale * inverse, scale * inverse * inverse * slope
-  to_x = _affine(d, factor, mean * slope - factor * d_mean) - _affine(x, slope, jnp.zeros_like(slope))
-  return to_x, to_scale, to_bias
-
-
-_normalise.defvjp(_save, _backward)
