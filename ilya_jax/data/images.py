@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ilya_jax.data.epochs import order_of_epochs
 from ilya_jax.data.image_sets import digest_of, features_of, identity_of, load_images, split_names
 from ilya_jax.data.prepared import open_builder, open_split
 from ilya_jax.data.templates import template_source
@@ -31,7 +32,6 @@ SHORT_SIDES = (
 )  # of a streamed training picture, drawn uniformly (He et al. 2015, section 3.4); the first for testing
 _TEST_BATCH = 500  # at most
 _STATISTICS = 1024  # pictures of a stream that its mean and deviation are taken from
-_EPOCHS_KEPT = 3
 
 
 def image_source(
@@ -70,21 +70,6 @@ def whole_batches(examples: int, *, most: int = _TEST_BATCH) -> int:
   """Pictures a batch of a held-out set: the most that divide it, at least an eighth of `most`; else `most`, with an odd last batch."""
   sizes = [size for size in range(min(most, examples), 0, -1) if examples % size == 0]
   return sizes[0] if sizes and (sizes[0] >= most // 8 or sizes[0] == examples) else most
-
-
-def order_of_epochs(positions: np.ndarray, *, count: int, seed: int) -> np.ndarray:
-  """Which of `count` examples stands at each position int64 [n] of the endless sequence of epochs, each a permutation."""
-  epochs = positions // count
-  drawn = np.empty_like(positions)
-  for epoch in np.unique(epochs):
-    here = epochs == epoch
-    drawn[here] = _permutation(count, seed, int(epoch))[positions[here] - epoch * count]
-  return drawn
-
-
-@functools.lru_cache(maxsize=_EPOCHS_KEPT)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-  return np.random.Generator(np.random.Philox(key=np.asarray([seed, epoch], np.uint64))).permutation(count)
 
 
 def _positions(step: int, *, batch_size: int, rows: slice) -> np.ndarray:

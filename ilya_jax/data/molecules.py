@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ilya_jax.data.epochs import order_of_epochs
 from ilya_jax.data.qm9 import load_qm9
 from ilya_jax.errors import UserError, did_you_mean
 from ilya_jax.task import Source
@@ -38,7 +39,6 @@ _FEWEST, _MOST = 5, 9
 _HELD_OUT = 1_000  # generated molecules
 _EVALUATED = 200  # molecules of a held-out batch
 _SEED = 1704  # of the generated sets
-_EPOCHS_KEPT = 4
 
 
 class Molecules(NamedTuple):
@@ -194,7 +194,7 @@ def molecule_source(molecules: MoleculeSet, *, name: str, batch_size: int, seed:
   def batch(step: int, *, split: str = "train", rows: slice = slice(None)) -> dict[str, Array]:
     if split == "train":
       positions = (np.int64(step) * batch_size + np.arange(batch_size, dtype=np.int64))[rows]
-      return train.take(epochs(positions, count=count, seed=seed)).batch()
+      return train.take(order_of_epochs(positions, count=count, seed=seed)).batch()
     part = parts[split]
     return part.take(np.arange(len(part.mask))[step * _EVALUATED : (step + 1) * _EVALUATED][rows]).batch()
 
@@ -212,17 +212,6 @@ def molecule_source(molecules: MoleculeSet, *, name: str, batch_size: int, seed:
     **{f"{split}_examples": len(part.mask) for split, part in molecules.parts.items()},
   }  # fmt: skip
   return Source(batch, {split: -(-len(part.mask) // _EVALUATED) for split, part in parts.items()}, info)
-
-
-def epochs(positions: Array, *, count: int, seed: int) -> Array:
-  """Which of `count` molecules stands at each position int64 [n] of an endless sequence of permutations of all of them."""
-  numbers, places = positions // count, positions % count
-  return np.array([_order(count, seed, int(k))[place] for k, place in zip(numbers, places, strict=True)], np.int64)
-
-
-@functools.lru_cache(maxsize=_EPOCHS_KEPT)
-def _order(count: int, seed: int, epoch: int) -> Array:
-  return np.random.Generator(np.random.Philox(key=np.asarray([seed, epoch], np.uint64))).permutation(count)
 
 
 def fingerprint(molecules: MoleculeSet) -> str:

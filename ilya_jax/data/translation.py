@@ -20,7 +20,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from ilya_jax.cache import cache_folder
 from ilya_jax.data import help_pages, invented_language
 from ilya_jax.data import tokenizer as tokenizers
 from ilya_jax.data.corpora import is_held_out
+from ilya_jax.data.epochs import order_of_epochs, permutation
 from ilya_jax.data.prepared import open_builder, open_split
 from ilya_jax.errors import UserError
 from ilya_jax.task import Source
@@ -256,7 +257,7 @@ def pair_source(
   if not batch_size <= count <= there:
     got = f"{count} training pairs (data.train_pairs), batches of {batch_size}"
     raise UserError(got, f"{there} pairs or fewer, and a batch of them", "--config.data.train_pairs")
-  subset = np.arange(there) if count == there else _order(there, _SUBSET_SEED, 0)[:count]
+  subset = np.arange(there) if count == there else permutation(there, _SUBSET_SEED, 0)[:count]
   chosen = {}
   for split, part in corpus.parts.items():
     if split != "train":
@@ -266,7 +267,7 @@ def pair_source(
   def batch(step: int, *, split: str = "train", rows: slice = slice(None)) -> dict[str, Array]:
     if split == "train":
       positions = (np.int64(step) * batch_size + np.arange(batch_size, dtype=np.int64))[rows]
-      return train.take(subset[epochs(positions, count=count, seed=seed)])
+      return train.take(subset[order_of_epochs(positions, count=count, seed=seed)])
     own = chosen[split][int(step) * _EVALUATED : (int(step) + 1) * _EVALUATED]
     return corpus.parts[split].take(own[rows])
 
@@ -281,24 +282,3 @@ def pair_source(
     **{field: dict(corpus.facts[field]) for field in ("pairs", "too_long", "repeated_or_shared", "mean_target_tokens")},
   }
   return Source(batch, {split: -(-len(own) // _EVALUATED) for split, own in chosen.items()}, info)
-
-
-def epochs(positions: Array, *, count: int, seed: int) -> Array:
-  """Which of `count` pairs stands at each position int64 [n] of an endless sequence of permutations of all of them."""
-  numbers, places = positions // count, positions % count
-  found = np.zeros_like(positions)
-  for epoch in np.unique(numbers):
-    own = numbers == epoch
-    found[own] = _order(count, seed, int(epoch))[places[own]]
-  return found
-
-
-@functools.lru_cache(maxsize=4)
-def _order(count: int, seed: int, epoch: int) -> Array:
-  return np.random.Generator(np.random.Philox(key=np.asarray([seed, epoch], np.uint64))).permutation(count)
-
-
-def lines(corpus: PairCorpus, tokens: Array) -> Iterator[str]:
-  """The texts of rows of tokens [n, T]."""
-  for row in tokens:
-    yield corpus.text(row)

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from ilya_jax.data import images
+from ilya_jax.data.epochs import order_of_epochs
 from ilya_jax.data.image_sets import load_images
-from ilya_jax.data.images import image_source, middle, order_of_epochs, scaled, standardise, whole_batches
+from ilya_jax.data.images import image_source, middle, scaled, standardise, whole_batches
 from ilya_jax.errors import UserError
 
 FETCH = Path(__file__).parents[2] / "scripts" / "fetch_data"

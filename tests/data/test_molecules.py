@@ -8,7 +8,8 @@ import pytest
 from scipy.sparse import csgraph
 
 from ilya_jax.data import qm9
-from ilya_jax.data.molecules import CHARGES, epochs, load_molecules, molecule_source, random_tree, steps_apart
+from ilya_jax.data.epochs import order_of_epochs
+from ilya_jax.data.molecules import CHARGES, load_molecules, molecule_source, random_tree, steps_apart
 from ilya_jax.errors import UserError
 
 
@@ -62,11 +63,11 @@ def test_pairs_are_apart_as_their_target_says():
 
 
 def test_epochs_are_permutations_and_seeds_order_them():
-  drawn = epochs(np.arange(30), count=10, seed=0)
+  drawn = order_of_epochs(np.arange(30), count=10, seed=0)
   for k in range(3):
     assert sorted(drawn[10 * k : 10 * k + 10]) == list(range(10))
   assert (drawn[:10] != drawn[10:20]).any()
-  assert (epochs(np.arange(10), count=10, seed=1) != drawn[:10]).any()
+  assert (order_of_epochs(np.arange(10), count=10, seed=1) != drawn[:10]).any()
 
 
 def test_a_source_gives_epochs_rows_and_the_whole_held_out_set():
