@@ -184,11 +184,6 @@ def write_table(setting: Setting, name: str, rows: Sequence[Mapping[str, Any]]) 
   return read_table([path])
 
 
-def flops_per_token(spec: str, overrides: Mapping[str, Any]) -> float:
-  """Training FLOP of a byte in a Transformer, attention and head included."""
-  return float(transformer_lm.counts(load_config(spec, overrides), vocab_size=256).flops_per_unit)
-
-
 # Loss by position
 
 

@@ -56,11 +56,7 @@ class LstmLayer(nn.Module):
 
   def setup(self):
     uniform = uniform_init(self.init_scale)
-
-    def bias_init(rng, shape, dtype=jnp.float32):  # [4 D], flat
-      forget = jnp.repeat(jnp.array([0, 1, 0, 0], dtype), shape[-1] // 4)
-      return uniform(rng, shape, dtype) + self.forget_bias * forget
-
+    bias_init = gate_bias_init(self.init_scale, forget_bias=self.forget_bias)
     gates = (4, self.d_model)
     self.input = Linear(gates, kernel_init=uniform, bias_init=bias_init, dtype=self.dtype)
     self.recurrent = _Kernel((self.d_model, *gates), uniform)
@@ -181,6 +177,17 @@ def uniform_init(scale: float) -> nn.initializers.Initializer:
 
   def init(rng, shape, dtype=jnp.float32):
     return jax.random.uniform(rng, shape, dtype, -scale, scale)
+
+  return init
+
+
+def gate_bias_init(scale: float, *, forget_bias: float) -> nn.initializers.Initializer:
+  """Uniform on [-scale, scale], `forget_bias` more for the forget gates: of biases [4 D], flat, in the order i, f, g, o."""
+  uniform = uniform_init(scale)
+
+  def init(rng, shape, dtype=jnp.float32):
+    forget = jnp.repeat(jnp.array([0, 1, 0, 0], dtype), shape[-1] // 4)
+    return uniform(rng, shape, dtype) + forget_bias * forget
 
   return init
 

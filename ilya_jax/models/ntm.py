@@ -33,7 +33,7 @@ from jax import lax
 
 from ilya_jax.errors import UserError, did_you_mean
 from ilya_jax.models.addressing import Heads, address, read, write
-from ilya_jax.models.lstm_lm import uniform_init
+from ilya_jax.models.lstm_lm import gate_bias_init, uniform_init
 from ilya_jax.nn.linear import Linear, product_over_rows
 from ilya_jax.nn.lstm import LstmState, lstm_step
 from ilya_jax.nn.precision import at_least_float32
@@ -248,11 +248,7 @@ class Ntm(nn.Module):
     machine, normal = self.machine, nn.initializers.lecun_normal()
     lstm, reads = machine.controller == "lstm", machine.read_heads * machine.columns
     gates = (4, machine.width) if lstm else (machine.width,)
-
-    def bias_init(rng, shape, dtype=jnp.float32):  # [4 D] in the order i, f, g, o, or [D]
-      forget = jnp.repeat(jnp.array([0, 1, 0, 0], dtype), shape[-1] // 4) if lstm else jnp.zeros(shape, dtype)
-      return self.forget_bias * forget
-
+    bias_init = gate_bias_init(0.0, forget_bias=self.forget_bias) if lstm else nn.initializers.zeros
     self.inputs = [
       Linear(gates, kernel_init=normal, bias_init=bias_init, dtype=self.dtype, name=f"input_{k}")
       for k in range(machine.layers)

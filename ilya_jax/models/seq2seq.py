@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ilya_jax.errors import UserError
-from ilya_jax.models.lstm_lm import uniform_init
+from ilya_jax.models.lstm_lm import gate_bias_init, uniform_init
 from ilya_jax.models.recurrent_cells import Recurrent
 from ilya_jax.models.transformer import visible_positions
+from ilya_jax.models.transformer_layers import masked_softmax
 from ilya_jax.nn.linear import Linear, tied_logits
 from ilya_jax.nn.lstm import LstmState, lstm_recurrence, lstm_step
 from ilya_jax.nn.precision import at_least_float32
@@ -63,10 +64,7 @@ class Seq2Seq(nn.Module):
 
   def setup(self):
     init, gates = uniform_init(self.width**-0.5), (4, self.width)
-
-    def bias_init(rng, shape, dtype=jnp.float32):  # [4 H], flat
-      return init(rng, shape, dtype) + jnp.repeat(jnp.array([0, 1, 0, 0], dtype), self.width)
-
+    bias_init = gate_bias_init(self.width**-0.5, forget_bias=1.0)
     embedding_init = nn.initializers.normal(self.d_model**-0.5)
     self.embed = nn.Embed(self.vocab_size, self.d_model, dtype=self.dtype, embedding_init=embedding_init)
     self.encoder = Recurrent("lstm", self.width, 1.0, dtype=self.dtype, time_unroll=self.time_unroll)
@@ -121,9 +119,8 @@ class Seq2Seq(nn.Module):
     gates = inputs + jnp.tensordot(state.hidden, self.recurrent.astype(self.dtype), 1)
     if self.attention:
       asked = jnp.dot(state.hidden, self.query.astype(self.dtype))[:, None]  # [B, 1, H]
-      scores = at_least_float32(jnp.tanh(asked + memory.keys) @ self.energy.astype(self.dtype))  # [B, S]
-      hidden = jnp.asarray(jnp.finfo(scores.dtype).min / 2, scores.dtype)
-      weights = jax.nn.softmax(jnp.where(memory.visible > 0, scores, hidden), axis=-1)
+      scores = jnp.tanh(asked + memory.keys) @ self.energy.astype(self.dtype)  # [B, S]
+      weights = masked_softmax(scores, memory.visible > 0)
       context = jnp.einsum("bs,bsh->bh", weights.astype(self.dtype), memory.states)
       gates = gates + jnp.tensordot(context, self.context.astype(self.dtype), 1)
     return lstm_step(state, gates)[0]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ilya_jax.errors import UserError
-from ilya_jax.models.lstm_lm import uniform_init
+from ilya_jax.models.lstm_lm import gate_bias_init, uniform_init
 from ilya_jax.nn.linear import Linear
 from ilya_jax.nn.lstm import LstmState, lstm_recurrence
 from ilya_jax.nn.precision import at_least_float32
@@ -42,10 +42,7 @@ class StackedLstm(nn.Module):
   def __call__(self, inputs: jax.Array) -> jax.Array:
     """inputs [B, T, I] -> logits [B, T, K] in float32."""
     uniform = uniform_init(self.width**-0.5)
-
-    def bias_init(rng, shape, dtype=jnp.float32):  # [4 D], flat
-      return uniform(rng, shape, dtype) + self.forget_bias * jnp.repeat(jnp.array([0, 1, 0, 0], dtype), self.width)
-
+    bias_init = gate_bias_init(self.width**-0.5, forget_bias=self.forget_bias)
     x = jnp.swapaxes(inputs, 0, 1).astype(self.dtype)
     first = self.param("first_states", nn.initializers.zeros, (self.layers, 2, self.width)).astype(self.dtype)
     shown: list[jax.Array] = []

@@ -34,9 +34,14 @@ def attention_weights(query: Array, keys: Array, *, visible: Array) -> Array:
   query [B, T, H, K]; keys [B, S, H, K]; visible: bool [B or 1, T or 1, S]. Where nothing is visible all are alike, which is finite.
   """
   scores = jnp.einsum("bthk,bshk->bhts", query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype), keys)
+  return masked_softmax(scores, visible[:, None])
+
+
+def masked_softmax(scores: Array, visible: Array) -> Array:
+  """softmax over the last axis of scores where `visible` (bool, broadcasts), in float32 at least; all alike where nothing is."""
   scores = at_least_float32(scores)
   hidden = jnp.asarray(jnp.finfo(scores.dtype).min / 2, scores.dtype)
-  return jax.nn.softmax(jnp.where(visible[:, None], scores, hidden), axis=-1)
+  return jax.nn.softmax(jnp.where(visible, scores, hidden), axis=-1)
 
 
 def masked_attention(query: Array, memory: KeysValues, *, visible: Array) -> Array:
