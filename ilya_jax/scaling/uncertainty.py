@@ -4,9 +4,8 @@ A resample that lacks the distinct values that a law needs is drawn again and co
 sizes x 4 lengths with correlated noise in a trunk (Chinchilla, Kaplan 1.5; 60 to 120 tables each), nominal 95 %
 intervals cover 92 to 100 % so; a wild bootstrap of the residuals, often advised where clusters are few, covers 55 to 98 %
 there, because rows that a law fits exactly have no residual left to flip. With fewer than six clusters there are too few
-different resamples (80 tables of 4 sizes: 71 to 88 %; of 5: 88 to 96 %), so these draws are stretched about the estimate by
-what Student's t and the factor G/(G-1) of G clusters ask, as the expanded percentile interval of Hesterberg 2015
-(https://arxiv.org/abs/1411.5279): 89 to 95 %, 96 to 99 %.
+different resamples (800 tables of 4 sizes: 70 to 83 %), so these draws are stretched about the estimate by what Student's t and the
+factor G/(G-1) of G clusters ask, as the expanded percentile interval of Hesterberg 2015 (https://arxiv.org/abs/1411.5279): 89 to 95 %.
 
 Axis letters: S resamples, n rows, P parameters.
 """
