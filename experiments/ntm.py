@@ -48,6 +48,11 @@ LSTM = NETS["lstm"]
 LENGTHS = {"small": (5, 10, 15), "paper": (10, 20, 30, 50, 120)}
 ITEMS = {"small": (4, 6, 8), "paper": (6, 8, 10, 12, 15, 20)}
 LEARNED = 1.0  # bits a sequence
+SEEDS = (
+  3,
+  4,
+  5,
+)  # initial values of the controller were chosen after seeds 0 to 2 of copying had been seen (configs/ntm.py)
 
 
 # Copy
@@ -333,7 +338,7 @@ CLAIMS = (
       " the feed-forward controller and length 15 are reported",
       "paper": "8-bit vectors, lengths 1 to 20, a million sequences, both controllers, in every seed: at most 1 % of bits wrong at 20, 30"
       " and 50, 10 % at 120; LSTM at least 25 % at 30 and 50",
-    }, measure_copy, judge_copy, by=("length",),
+    }, measure_copy, judge_copy, by=("length",), seeds=SEEDS,
   ),
   Claim(
     "copy_sequences", "The machine learns to copy from far fewer sequences than an LSTM.", SECTION.format("4.1, fig. 3"),
@@ -344,7 +349,7 @@ CLAIMS = (
       " ratio is reported",
       "paper": "both controllers below 1 bit after at most a fifth of the LSTM's sequences (or the LSTM never within a million), in every"
       " seed",
-    }, measure_sequences, judge_sequences,
+    }, measure_sequences, judge_sequences, seeds=SEEDS,
   ),
   Claim(
     "recall", "The machine recalls what followed an item, also among more items than it was trained on.",
@@ -355,7 +360,7 @@ CLAIMS = (
       " Adam (16 sequences, rate 1e-3): with 6 items the machine costs less than half of what the LSTM costs, in every seed",
       "paper": "items of 3 vectors of 6 bits, 2 to 6 of them, a million sequences: both controllers cost less than a third of what the"
       " LSTM costs at 10 and at 15 items, feed-forward less than 2 bits at 15, in every seed",
-    }, measure_recall, judge_recall, by=("item_count",),
+    }, measure_recall, judge_recall, by=("item_count",), seeds=SEEDS,
   ),
   Claim(
     "ngrams", "On dynamic n-grams the machine comes nearer to the best predictor than an LSTM.", SECTION.format("4.4, fig. 13, eq. 10"),
@@ -367,7 +372,7 @@ CLAIMS = (
       " on the same sequences",
       "paper": "200 bits of history 5, a million sequences: both controllers cost less than the LSTM and at most 2.5 bits more than the"
       " best predictor, in every seed",
-    }, measure_ngrams, judge_ngrams, by=("steps",),
+    }, measure_ngrams, judge_ngrams, by=("steps",), seeds=SEEDS,
   ),
   Claim(
     "sort_locations", "To sort, the machine writes each vector to a location that is linear in its priority.",
@@ -376,6 +381,6 @@ CLAIMS = (
       " linear in the priority (rounded to whole ones), and < 0.1 of rows drawn at random",
       "paper": "20 vectors, the 16 of highest priority, a million sequences, both controllers, in every seed: r^2 > 0.9 of the line through"
       " the rows of largest write weight against the priorities, of the write head where it is largest",
-    }, measure_sort, judge_sort,
+    }, measure_sort, judge_sort, seeds=SEEDS,
   ),
 )  # fmt: skip

@@ -6,7 +6,9 @@ Pearce & Song 2024, https://arxiv.org/abs/2406.12907. The laws and fits are thos
 `scaling_laws_compute.py` (exponents of compute) and `scaling_laws_models.py` (shape, positions, batches, transfer).
 
 Deviations: 10^4 to 10^5 parameters for 10^9, bytes for a vocabulary of 50,257, contexts of 128 for 1024; a loss at a fixed length
-is a slice of L(N, D), not the converged L(N). Exponents are reported beside the paper's, which such a ladder need not share.
+is a slice of L(N, D), not the converged L(N). Exponents are reported beside the paper's, which such a ladder need not share. The
+sweep has two seeds of width 96: on its table, seed 2 ends at width 64. The search for q began at .2 in a first record, which two
+seeds reached; it begins at 0 now.
 """
 
 from experiments import scaling_laws_compute as compute

@@ -233,7 +233,7 @@ def judge_joint(rows: Sequence[Row], scale: str) -> Judged:
 
 # Overfitting against N^q / D
 
-POWERS = np.round(np.arange(0.2, 1.401, 0.02), 2)
+POWERS = np.round(np.arange(0.0, 1.401, 0.02), 2)
 
 
 def scatter(N: Array, D: Array, excess: Array, power: float) -> float:
