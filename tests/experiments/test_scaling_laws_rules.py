@@ -1,6 +1,9 @@
 """The rules of the claims in `experiments/scaling_laws.py`, on made-up rows: each side of every threshold."""
 
-from experiments import scaling_laws_compute, scaling_laws_models, scaling_laws_tables
+from experiments import scaling_laws_compute, scaling_laws_models, scaling_laws_runs, scaling_laws_tables
+from ilya_jax.claims import Setting
+from ilya_jax.config import load_config
+from ilya_jax.scaling.sweep import load_sweep
 
 SEEDS = (0, 1, 2)
 
@@ -143,3 +146,14 @@ def test_the_rule_of_efficiency():
 
   assert judge(0.5, 0.99) == "holds"
   assert judge(0.5, 1.0) == judge(0.5, None) == "does not hold"
+
+
+def test_runs_beside_the_sweep_are_configured_as_its_own(tmp_path):
+  """Width, length and seed apart, nothing of a run that a claim trains differs from the sweep's, whose table it stands beside."""
+  setting = Setting("small", (0,), tmp_path, lambda jobs: {}, print)
+  cells = [cell for cell in load_sweep(scaling_laws_runs.SWEEP, overrides={}).cells if cell.role == "fit"]
+  assert len(cells) == 102
+  for cell in cells:
+    model, steps, seed = cell.config.model, cell.config.steps, cell.config.seed
+    own = load_config(*scaling_laws_runs.transformer(setting, model.d_model, steps, seed=seed))
+    assert own.to_dict() == cell.config.to_dict()
