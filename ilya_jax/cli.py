@@ -311,15 +311,13 @@ def _sample(arguments: Any) -> int:
   prepare_devices()
   use_compilation_cache()
   from ilya_jax.train.load import load_run
-  from ilya_jax.train.programs import find_task
 
   loaded = load_run(arguments.workdir, arguments.overrides, average=arguments.average)
-  continue_text = getattr(find_task(loaded.config), "continue_text", None)
+  continue_text = loaded.task.continue_text
   if continue_text is None:
     raise UserError(f"a run of the task {loaded.config.task!r}", "a run that writes text, as of language", "--workdir")
   options = {name: getattr(arguments, name) for name in ("length", "temperature", "top_k", "seed")}
-  prompt = arguments.prompt or ""
-  print(continue_text(loaded.config, loaded.source, loaded.params, prompt, options=options))
+  print(continue_text(loaded.params, arguments.prompt or "", options=options))
   return 0
 
 

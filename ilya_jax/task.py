@@ -95,6 +95,8 @@ class Task(NamedTuple):
   layers: the list that a pipeline may cut; `loss` is then `ilya_jax.parallel.layers.in_turn(layers)`.
   scores(params, model_state, source, *, split) -> name -> number: what `ilya-jax eval` also says of a held-out set, and is no
     mean over its batches, as BLEU.
+  continue_text(params, prompt, *, options) -> text: what `ilya-jax sample` prints, of a task that writes text. options: length,
+    temperature, top_k and seed, None where not given. Raises UserError on a prompt or options that make no sense.
   """
 
   init: Callable[..., PyTree]
@@ -104,6 +106,7 @@ class Task(NamedTuple):
   predict: Callable[..., PyTree] | None = None
   layers: Layers | None = None
   scores: Callable[..., Mapping[str, float]] | None = None
+  continue_text: Callable[..., str] | None = None
 
 
 class Source(NamedTuple):

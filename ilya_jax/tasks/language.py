@@ -1,5 +1,6 @@
 """Next-token prediction: a language model on text (or on a generated language) as a Task with its Source."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -75,7 +76,10 @@ def make_task(config: ConfigDict, source: Source) -> Task:
 
   counts = model_file.counts(config, vocab_size=source.info["vocab_size"])
   layers = make_layers(model_file.pieces(model), token_bytes=token_bytes)
-  return Task(init, in_turn(layers), counts=counts, rules=model_file.RULES, predict=predict, layers=layers)
+  written = functools.partial(continue_text, config, source)
+  return Task(
+    init, in_turn(layers), counts=counts, rules=model_file.RULES, predict=predict, layers=layers, continue_text=written
+  )
 
 
 def _file_of(config: ConfigDict) -> Any:

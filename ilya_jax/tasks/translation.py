@@ -86,7 +86,10 @@ def make_task(config: ConfigDict, source: Source) -> Task:
   sizes = {"source": info["source_positions"], "target": info["target_positions"]}
   file = _file_of(config)
   counts = file.counts(config, vocab_size=info["vocab_size"], **sizes)
-  task = Task(init, loss, counts=counts, rules=file.RULES, predict=predict, scores=functools.partial(scores, config))
+  task = Task(
+    init, loss, counts=counts, rules=file.RULES, predict=predict, scores=functools.partial(scores, config),
+    continue_text=functools.partial(continue_text, config, source),
+  )  # fmt: skip
   if not isinstance(model, transformer.Transformer):
     return task
   stack = transformer.layers(model)
