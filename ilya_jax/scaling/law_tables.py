@@ -74,7 +74,8 @@ def ranking_table(result: Mapping[str, Any]) -> Table:
     ))  # fmt: skip
   header = ("rank", "form", "law", "parameters", "inner error", "AICc", "held-out error", "predicted", "95 % band")
   note = (
-    "Inner error: the mean error in % on the fitted runs or trunks of largest compute, each left out in turn. It orders the "
+    "Inner error: the mean error in % on the fitted runs or trunks of largest compute, each left out in turn, with its "
+    "repeats of other seeds. It orders the "
     "laws, AICc decides ties; the held-out run enters neither, so its error grades a choice made without it. Laws of one "
     "variable describe some of the runs (AICc does not compare across) and come after those of N and D. Band: where one new run "
     "should lie, by the law's uncertainty and the noise of a run together."

@@ -9,6 +9,7 @@ import pytest
 
 from ilya_jax.models.transformer import Transformer
 from ilya_jax.models.transformer_layers import TransformerLayer, sinusoids
+from tests.models.torch_oracle import randomised
 
 REASON = "needs torch and transformers: pip install 'ilya-jax[parity]'"
 torch = pytest.importorskip("torch", reason=REASON)
@@ -20,17 +21,6 @@ D, H, F, N, V = 32, 4, 48, 2, 13
 RNG = np.random.default_rng(0)
 SOURCE = np.array([[3, 4, 5, 6, 7, 2], [7, 8, 9, 2, 0, 0]], np.int32)
 TARGET = np.array([[1, 9, 4, 3], [1, 5, 10, 11]], np.int32)
-
-
-def randomised(model):
-  """Every parameter of a torch model drawn anew, scales around 1."""
-  generator = torch.Generator().manual_seed(0)
-  with torch.no_grad():
-    for name, parameter in model.named_parameters():
-      parameter.normal_(0.0, 0.2, generator=generator)
-      if parameter.ndim == 1 and name.endswith("weight"):
-        parameter.add_(1.0)
-  return model.eval()
 
 
 def norm(w, name):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ilya_jax.models.transformer_lm import FORMS, TransformerLM
+from tests.models.torch_oracle import randomised
 
 REASON = "needs torch and transformers: pip install 'ilya-jax[parity]'"
 torch = pytest.importorskip("torch", reason=REASON)
@@ -18,17 +19,6 @@ with warnings.catch_warnings():  # transformers warns at import about versions o
 VOCAB, CONTEXT, LAYERS, WIDTH, HEADS, FEED_FORWARD = 61, 24, 2, 32, 4, 72
 HEAD = WIDTH // HEADS
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (3, CONTEXT)).astype(np.int32)
-
-
-def randomised(model):
-  """Every parameter of a torch model drawn anew, scales around 1."""
-  generator = torch.Generator().manual_seed(0)
-  with torch.no_grad():
-    for name, parameter in model.named_parameters():
-      parameter.normal_(0.0, 0.2, generator=generator)
-      if parameter.ndim == 1 and name.endswith("weight"):
-        parameter.add_(1.0)
-  return model.eval()
 
 
 def torch_logits(model):
