@@ -237,10 +237,11 @@ POWERS = np.round(np.arange(0.0, 1.401, 0.02), 2)
 
 
 def scatter(N: Array, D: Array, excess: Array, power: float) -> float:
-  """Residual standard deviation of a parabola of ln(excess) in ln(N^q / D)."""
+  """Residual standard deviation of a parabola of ln(excess) in ln(N^q / D); of a line where that takes two values only."""
   x = power * np.log(N) - np.log(D)
   x = x - x.mean()
-  return float(np.std(np.log(excess) - np.polyval(np.polyfit(x, np.log(excess), 2), x)))
+  degree = min(2, len(np.unique(x.round(9))) - 1)
+  return float(np.std(np.log(excess) - np.polyval(np.polyfit(x, np.log(excess), degree), x)))
 
 
 def measure_overfit(setting: Setting) -> Measured:

@@ -1,5 +1,8 @@
 """The rules of the claims in `experiments/scaling_laws.py`, on made-up rows: each side of every threshold."""
 
+import numpy as np
+import pytest
+
 from experiments import scaling_laws_compute, scaling_laws_models, scaling_laws_runs, scaling_laws_tables
 from ilya_jax.claims import Setting
 from ilya_jax.config import load_config
@@ -126,6 +129,19 @@ def test_the_rule_of_overfitting():
 
   assert judge((0.5, 0.74, 1.0), (0.95, 0.99, 0.91)) == "holds"
   assert judge((0.5, 0.74, 1.2), (0.95, 0.99, 0.91)) == judge((0.5, 0.74, 1.0), (0.95, 0.99, 0.89)) == "does not hold"
+
+
+def test_the_scatter_is_least_at_the_power_that_made_the_excess():
+  N, D = (axis.ravel() for axis in np.meshgrid([1e4, 1e5, 1e6], [1e6, 2e6, 4e6]))
+  excess = (N**0.74 / D) ** 0.5
+  by_power = {q: scaling_laws_tables.scatter(N, D, excess, q) for q in scaling_laws_tables.POWERS}
+  assert min(by_power, key=by_power.__getitem__) == 0.74
+  assert by_power[0.74] < 1e-9
+
+
+def test_where_two_lengths_are_left_the_scatter_at_power_0_is_that_about_their_means():
+  N, D = np.array([1e4, 1e5, 1e4, 1e5]), np.array([1e6, 1e6, 2e6, 2e6])
+  assert scaling_laws_tables.scatter(N, D, np.exp([0.0, 1.0, 2.0, 4.0]), 0.0) == pytest.approx(np.sqrt((0.5 + 2.0) / 4))
 
 
 def test_the_rule_of_transfer():
