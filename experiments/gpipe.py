@@ -5,6 +5,9 @@ Huang et al. 2018, https://arxiv.org/abs/1811.06965. The pipeline is `ilya_jax/p
 (`experiments/gpipe_programs.py`); devices that share cores cannot show a speed-up, so that ticks, simulated schedules and the
 compiler's memory analysis stand for it, as the card says. Table 2's throughputs and table 1's largest models want accelerators.
 
+The criterion of `bubble` asks ZB-H2 for no bubble at every size, 8 micro-batches on 8 stages among them; none can be without one
+below 2 K - 1 micro-batches: the first stage has run out of forwards before the first backward comes back to it.
+
 Expected: gradients equal to 1e-15; 14.9 of 303 MiB on 8 stages with 16 micro-batches; idle shares as (K - 1)/(M + K - 1).
 """
 
@@ -179,18 +182,21 @@ def measure_bubble(setting: Setting) -> Measured:
 def judge_bubble(rows: Sequence[Row], scale: str) -> Judged:
   plain = [row for row in rows if not row["schedule"].startswith("zb")]
   off = max(abs(row["idle"] - row["formula"]) for row in plain)
-  third = all(row["bubble"] == row["K"] - 1 for row in select(rows, schedule="zb_h1"))  # of 3 (K - 1) units
-  nothing = all(abs(row["bubble"]) < 1e-9 for row in select(rows, schedule="zb_h2"))
-  held = all(row["peak"] == row["M"] for row in select(rows, schedule="gpipe"))
-  fewer = all(row["peak"] == min(row["M"], row["K"]) for row in select(rows, schedule="1f1b"))
-  same = all(row["ticks_ours"] == row["ticks_simulated"] for row in rows if row["ticks_ours"] is not None)
+  conditions = {
+    "ticks of ours": lambda row: row["ticks_ours"] == row["ticks_simulated"],
+    "M held by GPipe": lambda row: row["schedule"] != "gpipe" or row["peak"] == row["M"],
+    "min(M, K) by 1F1B": lambda row: row["schedule"] != "1f1b" or row["peak"] == min(row["M"], row["K"]),
+    "ZB-H1 a third of 1F1B's bubble": lambda row: row["schedule"] != "zb_h1" or row["bubble"] == row["K"] - 1,  # of 3 (K - 1)
+    "ZB-H2 no bubble": lambda row: row["schedule"] != "zb_h2" or abs(row["bubble"]) < 1e-9,
+  }
+  broken = {name: [row for row in rows if not holds(row)] for name, holds in conditions.items()}
   K, M = rows[-1]["K"], rows[-1]["M"]
   (last,) = column(rows, "idle", schedule="gpipe", K=K, M=M)
-  return Judged(
-    verdict(off < 1e-12 and third and nothing and held and fewer and same),
-    f"idle shares off by {off:.0e} at most (K = {K}, M = {M}: {last:.4f}), ticks of ours equal; held at once: M by GPipe, "
-    "min(M, K) by 1F1B; ZB-H1 a third of its bubble, ZB-H2 none",
+  finding = f"idle shares off by {off:.0e} at most (K = {K}, M = {M}: {last:.4f}); " + ", ".join(
+    f"{name}: " + (", ".join(f"not at K = {row['K']}, M = {row['M']}" for row in where) or "yes")
+    for name, where in broken.items()
   )
+  return Judged(verdict(off < 1e-12 and not any(broken.values())), finding)
 
 
 def draw_schedules() -> Figure:

@@ -46,6 +46,12 @@ def test_zero_bubble(stages, micro):
   assert second.peak(0) == 2 * stages - 1
 
 
+@pytest.mark.parametrize(("stages", "micro"), [(3, 3), (4, 5), (8, 8), (8, 14)])
+def test_zero_bubble_wants_micro_batches_enough_to_fill_the_way_there_and_back(stages, micro):
+  """The first stage's M forwards end at M, and its first backward begins after K forwards and K - 1 backwards."""
+  assert simulate("zb_h2", stages=stages, micro=micro).bubble == pytest.approx(2 * stages - 1 - micro)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("stages", "micro"), [(1, 3), (3, 6), (4, 8)])
 def test_every_micro_batch_visits_every_cell_once_in_order(schedule, stages, micro):
