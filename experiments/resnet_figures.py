@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import ndimage
 
@@ -76,8 +77,7 @@ def draw_options(runs: Mapping[str, Any], rows: Sequence[Row]) -> Figure:
     )
   axes.set_xlabel("Step")
   axes.set_ylabel("Held-out error (%)")
-  axes.set_yscale("log")
-  axes.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+  _logarithmic(axes, [1, 2, 5, 10, 20, 50, 100])
   legend(figure, handles)
   return figure
 
@@ -97,6 +97,15 @@ def draw_responses(curves: Mapping[str, Sequence[float]], rows: Sequence[Row]) -
   for axes, label in zip(panels, ("Layer", "Layer, sorted by its response"), strict=True):
     axes.set_xlabel(label)
     axes.set_ylabel("Standard deviation")
-    axes.set_ylim(bottom=0)
+    _logarithmic(axes, [0.5, 1, 1.5, 2, 3, 5, 10, 20, 50])
   legend(figure, handles, columns=2)
   return figure
+
+
+def _logarithmic(axes: Axes, at: Sequence[float]) -> None:
+  """A logarithmic ordinate over what is drawn, with those of the ticks `at` that lie there."""
+  axes.set_yscale("log")
+  low, high = axes.get_ylim()
+  shown = [value for value in at if low <= value <= high]
+  axes.set_yticks(shown, [f"{value:g}" for value in shown])
+  axes.minorticks_off()
