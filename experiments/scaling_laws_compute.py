@@ -4,10 +4,11 @@ Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556, section 3 (envelope, equ
 https://arxiv.org/abs/2406.12907 (what leaving out embeddings does to the exponent).
 
 Deviations: Pearce & Song's local slope is for models of one aspect ratio, whose embeddings grow as N^(1/3). Those of a ladder of one
-depth grow as N^(1/2), which `local_slope` takes instead; on losses made by a known law of N_total, the budgets below then find the
-exponent of N within .02 (parabolas) or .005 (cubics), where the formula for one aspect ratio is off by .1 to .2.
+depth grow as N^(1/2), the power that `allocation.embeddings_of` finds; on losses made by a known law of N_total, the budgets below
+then find the exponent of N within .02 (parabolas) or .005 (cubics), where the formula for one aspect ratio is off by .1 to .2.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from experiments.scaling_laws_tables import arrays, learns, try_fit
 from ilya_jax.claims import Judged, Measured, Setting
 from ilya_jax.claims.claim import Row, column, select, verdict
 from ilya_jax.claims.trainings import Trained
-from ilya_jax.scaling import curves, envelope, isoflop, optimal, uncertainty
+from ilya_jax.scaling import allocation, curves, envelope, isoflop, optimal, uncertainty
 from ilya_jax.scaling.fit import Fit
 from ilya_jax.scaling.fitted import FittedLaw
 from ilya_jax.scaling.rows import Options
@@ -93,8 +94,10 @@ def exponents(
   )  # fmt: skip
   best = [number(budget["methods"]["cubic"]["N"]) for budget in record["budgets"]]
   draws = uncertainty.resample(by_total, clusters=clusters, count=RESAMPLES).parameters
-  predicted = ladder_slope(by_total.parameters["alpha"], by_total.parameters["beta"], N=best, cells=cells)
-  drawn = [ladder_slope(a, b, N=best, cells=cells) for a, b in zip(draws["alpha"], draws["beta"], strict=True)]
+  embeddings = allocation.embeddings_of(values["N"], values["N_total"])
+  slope = functools.partial(allocation.slope_between, embeddings=embeddings, first=min(best), last=max(best))
+  predicted = slope(by_total.parameters["alpha"], by_total.parameters["beta"])
+  drawn = [slope(a, b) for a, b in zip(draws["alpha"], draws["beta"], strict=True)]
   a_total, of_total = slope_of(by_total), draws["beta"] / (draws["alpha"] + draws["beta"])
   low, high = uncertainty.interval(np.array(drawn) - of_total)
   measured = {method: each["a"] for method, each in record["exponents"].items()}
@@ -125,25 +128,6 @@ def slope_of(law: Fit) -> float:
   found = optimal.exponents(law.form, law.parameters)
   assert found is not None
   return float(found[0])
-
-
-def local_slope(alpha: Any, beta: Any, x: Any) -> Any:
-  """d ln N*/d ln C where the loss is Chinchilla's in N_total = N (1 + x), x = h/sqrt(N), and N and C = 6 N D count no embeddings.
-
-  With t(u) = ln N_total at u = ln N the optimum has A' t' = B' (terms of the loss times their exponents), whose derivative along
-  ln C is beta / (beta + alpha t' - t''/t').
-  """
-  first = (1 + x / 2) / (1 + x)  # t'
-  second = x / (4 * (1 + x) ** 2)  # t''
-  return beta / (beta + alpha * first - second / first)
-
-
-def ladder_slope(alpha: float, beta: float, *, N: Sequence[float], cells: Sequence[Cell]) -> float:
-  """The local slope between the first and last of the best sizes N, for embeddings as in the cells."""
-  values = arrays(cells)
-  h = float(np.mean((values["N_total"] - values["N"]) / np.sqrt(values["N"])))
-  steps = np.geomspace(min(N), max(N), 50)
-  return float(1 / np.mean(1 / local_slope(alpha, beta, h / np.sqrt(steps))))
 
 
 def tiny_exponents(setting: Setting, seed: int) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from ilya_jax.parallel.layers import in_turn
 from ilya_jax.parallel.mesh import AXES
 from ilya_jax.parallel.pipeline import Plan, pipelined, ticks
 from ilya_jax.task import Counts, Layers, Stack, Task
-from ilya_jax.train.programs import gradients
 from ilya_jax.train.state import TrainState
+from ilya_jax.train.step import gradients
 
 LENGTH, WIDTH, HIDDEN, EXAMPLES = 16, 256, 1024, 2048
 

@@ -1,6 +1,6 @@
 """Trains the runs that a claim needs, each once, several at a time; and what a claim reads off a finished run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from ilya_jax.scaling.launch import default_workers, open_engine, run_in_turn, r
 from ilya_jax.scaling.sweep import Cell, cell_folder, make_cell
 from ilya_jax.train.load import Loaded, load_run
 from ilya_jax.train.metrics import read_json, read_rows
+from ilya_jax.train.workdir import git_commit
 
 
 class Trained(NamedTuple):
@@ -46,12 +47,17 @@ def train_all(
 ) -> dict[str, Trained]:  # fmt: skip
   """Trains name -> (config spec, {field: value}), in folders `folder`/cells/<id>; runs that are done are taken as they are.
 
-  apart: in worker processes, as a sweep's cells, and not in this process. may_fail: whether a run may, as some do that a
-  claim expects to diverge. Raises RunFailed otherwise, UserError on a bad config, and Preempted after a signal.
+  What another commit trained is named, as an id does not see code. apart: in worker processes, as a sweep's cells, and not
+  here. may_fail: whether a run may, as some do that a claim expects to diverge. Raises RunFailed otherwise, UserError on a
+  bad config, and Preempted after a signal.
   """
   cells = {name: make_cell(spec, overrides, family="claim", role="fit") for name, (spec, overrides) in jobs.items()}
   different: dict[str, Cell] = {cell.id: cell for cell in cells.values()}
   packs = [[cell] for cell in different.values()]
+  if older := _of_other_commits(different.values(), folder):
+    say(
+      f"{len(older)} of {len(different)} runs were trained by other commits and are taken as they are: {' '.join(older)}"
+    )
   if apart:
     engine = open_engine("local", {}, sweep_dir=folder, workers=min(default_workers(), len(packs)), report=say)
     outcome = run_packs(packs, folder, engine=engine, report=say)
@@ -64,3 +70,14 @@ def train_all(
     name: Trained(cell_folder(folder, cell), cell.config, outcome.failed.get(cell.id, ""))
     for name, cell in cells.items()
   }
+
+
+def _of_other_commits(cells: Iterable[Cell], folder: Path) -> list[str]:
+  """The folders of the cells that have finished, in a checkout of another commit than the one this runs from."""
+  now, older = git_commit(), []
+  for cell in cells:
+    workdir = cell_folder(folder, cell)
+    done = (read_json(workdir / "status.json") or {}).get("state") == "done"
+    if done and (read_json(workdir / "config.json") or {}).get("git_commit", now) != now:
+      older.append(str(workdir))
+  return older

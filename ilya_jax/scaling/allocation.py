@@ -63,36 +63,56 @@ def deadweight(form: str, parameters: Mapping[str, Any], *, N: Array, D: Array) 
   return None if equal is None else 1.0 - equal / (FLOP_PER_PARAMETER_AND_TOKEN * np.asarray(N) * np.asarray(D))
 
 
-def embedding_constant(N: Array, N_total: Array) -> tuple[float, float]:
-  """g of N_total = N + g N^(1/3) for models [n], and the largest relative error of that N_total.
+class Embeddings(NamedTuple):
+  """N_total = g N^power + N of a ladder of models; error: the largest relative one of that N_total."""
 
-  Models of one shape have g = V (r/12)^(1/3), for a vocabulary of V (and positions) and r = d_model/n_layers.
+  g: float
+  power: float
+  error: float
+
+
+def embeddings_of(N: Array, N_total: Array) -> Embeddings:
+  """The `Embeddings` of models [n], by least squares in logarithms; the power is 1/3 where there is one size only.
+
+  Models of one shape have power 1/3 and g = V (r/12)^(1/3), for a vocabulary of V (and positions) and r = d_model/n_layers
+  (Pearce & Song); those of one depth have power 1/2.
   """
   N, N_total = np.asarray(N, np.float64), np.asarray(N_total, np.float64)
-  constants = (N_total - N) / np.cbrt(N)
-  g = float(np.exp(np.log(constants).mean()))
-  return g, float(np.abs((N + g * np.cbrt(N)) / N_total - 1.0).max())
+  log_n, log_rest = np.log(N), np.log(N_total - N)
+  x = log_n - log_n.mean()
+  spread = float(x @ x)
+  power = float(np.clip(x @ log_rest / spread, 0.0, 0.95)) if spread > 1e-12 else 1.0 / 3.0
+  g = float(np.exp((log_rest - power * log_n).mean()))
+  return Embeddings(g, power, float(np.abs((N + g * N**power) / N_total - 1.0).max()))
 
 
-def local_slope(alpha: Any, beta: Any, x: Any) -> Any:
-  """d ln N*/d ln C where the loss is Chinchilla's in N_T = N + g N^(1/3), but N and C = 6 N D are counted without embeddings.
+def local_slope(alpha: Any, beta: Any, x: Any, power: float = 1.0 / 3.0) -> Any:
+  """d ln N*/d ln C where the loss is Chinchilla's in N_T = N + g N^power, but N and C = 6 N D are counted without embeddings.
 
-  x = N^(2/3)/g, the size of the model without embeddings over that of its embeddings. From beta/(beta + alpha/3) at x = 0 to
-  beta/(alpha + beta), not monotone: with alpha near beta it is close to 1 in between (x about 1/3).
+  x = N^(1 - power)/g, the size of the model without embeddings over that of its embeddings. From beta/(beta + power alpha) at
+  x = 0 to beta/(alpha + beta), not monotone: with power 1/3 and alpha near beta it is close to 1 in between (x about 1/3).
+  Pearce & Song's formula is that with power 1/3; any other follows from the same condition, D^beta ~ N_T^(1 + alpha)/(dN_T/dlnN).
   """
-  bend = (1.0 + alpha) * (x + 1.0 / 3.0) / (x + 1.0) - (x + 1.0 / 9.0) / (x + 1.0 / 3.0)
+  bend = (1.0 + alpha) * (x + power) / (x + 1.0) - (x + power**2) / (x + power)
   return 1.0 / (1.0 + bend / beta)
 
 
-class Slope(NamedTuple):
-  """How a count without embeddings bends a ladder: g and its error (`embedding_constant`), alpha and beta of the fit in N_total,
-  the local slope at each size N [k], the exponent of N_total, and that of N over the ladder (from its smallest to largest)."""
+def slope_between(alpha: Any, beta: Any, embeddings: Embeddings, *, first: float, last: float) -> Any:
+  """The exponent of N* in C from the size `first` to `last`: d ln C = d ln N / slope on the way, so a harmonic mean."""
+  sizes = np.geomspace(first, last, 200) if last > first else np.array([first])
+  x = sizes ** (1.0 - embeddings.power) / embeddings.g
+  return 1.0 / np.mean(1.0 / local_slope(alpha, beta, x, embeddings.power))
 
-  g: float
-  g_error: float
+
+class Slope(NamedTuple):
+  """How a count without embeddings bends a ladder: its `Embeddings`, alpha and beta of the fit in N_total, each size N [k] with its
+  x and local slope, the exponent of N_total, and that of N over the ladder (from its smallest to largest size)."""
+
+  embeddings: Embeddings
   alpha: float
   beta: float
   N: Array
+  x: Array
   slope: Array
   of_total: float
   of_ladder: float
@@ -100,11 +120,9 @@ class Slope(NamedTuple):
 
 def ladder_slope(alpha: float, beta: float, *, N: Array, N_total: Array) -> Slope:
   """The `Slope` of sizes N, N_total [n] under a Chinchilla law in N_total with these exponents."""
-  g, error = embedding_constant(N, N_total)
+  embeddings = embeddings_of(N, N_total)
   sizes = np.unique(np.asarray(N, np.float64))
-  steps = np.geomspace(sizes[0], sizes[-1], 200) if len(sizes) > 1 else sizes
-  # d ln C = d ln N / slope along the optimum, so that the exponent over the ladder is a harmonic mean.
-  mean = 1.0 / np.mean(1.0 / local_slope(alpha, beta, steps ** (2 / 3) / g))
-  return Slope(
-    g, error, alpha, beta, sizes, local_slope(alpha, beta, sizes ** (2 / 3) / g), beta / (alpha + beta), float(mean)
-  )
+  x = sizes ** (1.0 - embeddings.power) / embeddings.g
+  of_ladder = float(slope_between(alpha, beta, embeddings, first=sizes[0], last=sizes[-1]))
+  slopes = local_slope(alpha, beta, x, embeddings.power)
+  return Slope(embeddings, alpha, beta, sizes, x, slopes, beta / (alpha + beta), of_ladder)

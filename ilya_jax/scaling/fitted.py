@@ -152,9 +152,9 @@ def counted_both_ways(table: Table, rows: Array, options: Options) -> dict[str, 
   slope = allocation.ladder_slope(both["alpha"], both["beta"], N=N, N_total=total[rows])
   return {
     "form": "chinchilla", "a_N": own["beta"] / (own["alpha"] + own["beta"]), "a_N_total": slope.of_total,
-    "ladder_slope": slope.of_ladder, "g": slope.g, "g_error": slope.g_error,
+    "ladder_slope": slope.of_ladder, "g": slope.embeddings.g, "power": slope.embeddings.power, "g_error": slope.embeddings.error,
     "alpha": slope.alpha, "beta": slope.beta,
-    "local_slope": [{"N": n, "x": n ** (2 / 3) / slope.g, "slope": each} for n, each in zip(slope.N, slope.slope, strict=True)],
+    "local_slope": [{"N": n, "x": x, "slope": each} for n, x, each in zip(slope.N, slope.x, slope.slope, strict=True)],
   }  # fmt: skip
 
 

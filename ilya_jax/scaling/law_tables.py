@@ -203,8 +203,8 @@ def definitions_sentence(result: Mapping[str, Any]) -> str:
   return (
     f"With embeddings counted (N_total), the Chinchilla fit has N* ∝ C^{number(known['a_N_total'], 3)}; without them "
     f"{number(known['a_N'], 3)}. Where the loss is a law of N_total, a count without embeddings must show a local slope of "
-    f"{number(known['ladder_slope'], 3)} over these sizes (Pearce & Song 2024; N_total = N + {number(known['g'], 3)} N^(1/3) within "
-    f"{percent(100 * known['g_error'])}): a small ladder bends the exponent by its count alone."
+    f"{number(known['ladder_slope'], 3)} over these sizes (Pearce & Song 2024; N_total = N + {number(known['g'], 3)} "
+    f"N^{number(known['power'], 2)} within {percent(100 * known['g_error'])}): a small ladder bends the exponent by its count alone."
   )
 
 

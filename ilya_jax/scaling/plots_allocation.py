@@ -88,7 +88,7 @@ def deadweight(form: str, parameters: Mapping[str, Any], measured: Measured) -> 
 
 
 def local_slope(record: Mapping[str, Any], *, alpha: float, beta: float) -> Figure:
-  """d ln N*/d ln C where N counts no embeddings, against x = N^(2/3)/g, with the sizes of the ladder.
+  """d ln N*/d ln C where N counts no embeddings, against x = N^(1 - power)/g, with the sizes of the ladder.
 
   record: the key `definitions` of fit.json. alpha, beta: of the law in N_total that it was made from.
   """
@@ -96,12 +96,12 @@ def local_slope(record: Mapping[str, Any], *, alpha: float, beta: float) -> Figu
   points: Sequence[Mapping[str, float]] = record["local_slope"]
   own = np.array([point["x"] for point in points])
   x = np.geomspace(min(own.min() / 3, 0.03), max(own.max() * 3, 30.0), 240)
-  axes.plot(x, allocation.local_slope(alpha, beta, x), color=OKABE_ITO[0], zorder=3)
+  axes.plot(x, allocation.local_slope(alpha, beta, x, record["power"]), color=OKABE_ITO[0], zorder=3)
   axes.plot(own, [point["slope"] for point in points], linestyle="", marker="o", color=OKABE_ITO[1], zorder=5)
   for value, dashes in ((record["a_N_total"], DASHES[1]), (record["ladder_slope"], DASHES[2])):
     axes.axhline(value, color="black", linewidth=0.9, linestyle=dashes, zorder=2)
   axes.set_xscale("log")
-  axes.set_xlabel("x = N^(2/3) / g, non-embedding over embedding parameters")
+  axes.set_xlabel("Non-embedding over embedding parameters")
   axes.set_ylabel("Local exponent d ln N* / d ln C (no unit)")
   drawing.legend(figure, [
     drawing.handle("Pearce & Song", colour=OKABE_ITO[0]),

@@ -13,18 +13,18 @@ from ml_collections import ConfigDict
 from ilya_jax.config import RUNTIME_FIELDS, digest, without
 from ilya_jax.errors import UserError
 from ilya_jax.parallel.layers import in_turn, rematerialised
-from ilya_jax.parallel.mesh import batch_sharding, make_mesh, micro_batches, replicated
+from ilya_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from ilya_jax.parallel.partition import check_counts, smallest_maximum
 from ilya_jax.parallel.pipeline import Plan, layer_costs, pipelined
 from ilya_jax.parallel.sharding import shardings
 from ilya_jax.task import Source, Task
 from ilya_jax.train import gradient_noise
-from ilya_jax.train.optimizer import make_optimizer, with_learning_rate
+from ilya_jax.train.optimizer import make_optimizer
 from ilya_jax.train.state import TrainState
+from ilya_jax.train.step import make_step
 from ilya_jax.train.unrolled import Unrolled, written_out
 
 PyTree = Any
-_SQUARES = "micro_grad_sq_norm"  # a metric between `gradients` and the step, not logged
 _CACHE_SIZE = 32  # sets of programs kept in a process
 # What runs once: random numbers for 20 kernels compile in a sixth of the time, to the same bits and the same speed.
 _QUICKLY_COMPILED = {"xla_backend_optimization_level": 1}
@@ -102,12 +102,49 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices
   mesh = make_mesh(config.mesh, batch_size=config.batch_size, accumulate=parts, devices=devices)
   gradient_noise.check(config, shards=mesh.shape["data"] * mesh.shape["fsdp"])
   optimizer = make_optimizer(config.optim)
-  capacity = config.execution.steps_per_dispatch
   example = (
     jax.eval_shape(functools.partial(source.batch, split="train"), 0)
     if source.traced
     else source.batch(0, split="train")
   )
+  init = _initialisation(task, optimizer, example)
+  shapes, on_cpu = jax.eval_shape(init, jnp.uint32(0)), mesh.devices.flat[0].platform == "cpu"
+  uncut = task.loss if task.layers is None or mesh.size == 1 else in_turn(task.layers, mesh=mesh, rules=task.rules)
+  task = _with_pipeline(config, task, mesh=mesh, shapes=shapes, example=example)
+  layout = shardings(shapes, rules=task.rules, mesh=mesh)
+
+  same, joined, packed = replicated(mesh), layout, pack > 1
+  if packed:
+    joined = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(None, *s.spec)), layout)
+
+  def join(states):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+  def split(state):
+    return tuple(row(state, index) for index in range(pack))
+
+  return Programs(
+    mesh=mesh,
+    abstract_state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout),
+    init=jax.jit(init, out_shardings=layout, compiler_options=_QUICKLY_COMPILED if on_cpu else None),
+    steps=_compiled_steps(
+      config,
+      make_step(config, task=task, optimizer=optimizer, mesh=mesh),
+      source,
+      layout=joined,
+      same=same,
+      packed=packed,
+    ),
+    evaluate=jax.jit(_evaluation(task, batch_size=config.batch_size, uncut=uncut), out_shardings=same),
+    join=jax.jit(join, out_shardings=joined) if packed else lambda states: states[0],
+    split=jax.jit(split, out_shardings=(layout,) * pack) if packed else lambda state: (state,),
+    batch_sharding=batch_sharding(mesh),
+    batches_sharding=batch_sharding(mesh, leading=1 + packed),
+  )
+
+
+def _initialisation(task: Task, optimizer: Any, example: PyTree) -> Callable[[Any], TrainState]:
+  """The function seed -> state, its parameters drawn for batches like `example`."""
 
   def init(seed):
     params_key, base_key = jax.random.split(jax.random.key(seed))
@@ -115,38 +152,33 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices
     params = variables.pop("params")
     return TrainState(jnp.int32(0), params, variables, optimizer.init(params), base_key)
 
-  shapes, on_cpu = jax.eval_shape(init, jnp.uint32(0)), mesh.devices.flat[0].platform == "cpu"
-  plain = task.loss if task.layers is None or mesh.size == 1 else in_turn(task.layers, mesh=mesh, rules=task.rules)
-  task = _with_pipeline(config, task, mesh=mesh, shapes=shapes, example=example)
-  layout = shardings(shapes, rules=task.rules, mesh=mesh)
-  abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
+  return init
 
-  noisy = gradient_noise.wanted(config)
 
-  def one_step(state: TrainState, batch, learning_rate):
-    batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
-    grads, metrics, model_state = gradients(
-      task, state, batch, accumulate=config.accumulate, mesh=mesh, squares=noisy, unroll=config.execution.unroll_steps
-    )
-    noise = _gradient_noise(config, task, state, batch, metrics=metrics, grads=grads, mesh=mesh) if noisy else {}
-    opt_state = with_learning_rate(state.opt_state, learning_rate)
-    with jax.numpy_dtype_promotion("standard"):  # optax multiplies integers with floats; our own code does not
-      updates, opt_state = optimizer.update(grads, opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
-    metrics = {
-      **{name: pair for name, pair in metrics.items() if name != _SQUARES},
-      **noise,
-      "grad_norm": (jnp.sqrt(gradient_noise.square_norm(grads)), jnp.float32(1)),
-      "learning_rate": (learning_rate, jnp.float32(1)),
-    }
-    return TrainState(state.step + 1, params, model_state, opt_state, state.rng), metrics
+def _evaluation(task: Task, *, batch_size: int, uncut: Callable[..., Any]) -> Callable[..., PyTree]:
+  """The function (params, model state, batch) -> metrics. uncut: the loss for an odd last batch, not cut into micro-batches."""
+
+  def evaluate(params, model_state, batch):
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    loss = task.loss if rows % batch_size == 0 else uncut
+    _, (metrics, _) = loss(params, model_state, batch, jax.random.key(0), train=False)
+    return metrics
+
+  return evaluate
+
+
+def _compiled_steps(
+  config: ConfigDict, step: Callable[..., Any], source: Source, *, layout: PyTree, same: Any, packed: bool
+) -> Any:
+  """`Programs.steps`: a loop of up to `steps_per_dispatch` steps, or the steps written out. layout: of the (pack's) state."""
+  capacity = config.execution.steps_per_dispatch
 
   def numbered_step(state, batches, rates, index):
     if source.traced:
       batch = source.batch(state.step, split="train")
     else:
       batch = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), batches)
-    return one_step(state, batch, rates[index])
+    return step(state, batch, rates[index])
 
   def no_metrics(state, batches, rates):
     _, metric_shapes = jax.eval_shape(numbered_step, state, batches, rates, 0)
@@ -166,47 +198,18 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices
     # The trip count is an argument: the same program runs any chunk, so that chunking cannot change a bit.
     return jax.lax.fori_loop(0, n, body, (state, no_metrics(state, batches, rates)))
 
-  def evaluate(params, model_state, batch):
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    loss = task.loss if rows % config.batch_size == 0 else plain  # an odd last batch is not cut into micro-batches
-    _, (metrics, _) = loss(params, model_state, batch, jax.random.key(0), train=False)
-    return metrics
-
-  same, joined, packed = replicated(mesh), layout, pack > 1
-  if packed:
-    joined = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(None, *s.spec)), layout)
-
-  def join(states):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-
-  def split(state):
-    return tuple(row(state, index) for index in range(pack))
-
   def compiled(function, *axes, donated):
-    return jax.jit(
-      jax.vmap(function, in_axes=axes) if packed else function, donate_argnums=donated, out_shardings=(joined, same)
-    )
+    function = jax.vmap(function, in_axes=axes) if packed else function
+    return jax.jit(function, donate_argnums=donated, out_shardings=(layout, same))
 
-  run: Any = compiled(steps, 0, 0, 0, None, donated=0)
-  if config.execution.unroll_steps and capacity > 1:
-    whole, single = written_out(numbered_step, capacity=capacity)
-    run = Unrolled(
-      whole=compiled(whole, 0, 0, 0, None, donated=0),
-      single=compiled(single, 0, 0, 0, 0, None, donated=(0, 1)),
-      begin=jax.jit(jax.vmap(no_metrics) if packed else no_metrics, out_shardings=same),
-      capacity=capacity,
-    )
-
-  return Programs(
-    mesh=mesh,
-    abstract_state=abstract,
-    init=jax.jit(init, out_shardings=layout, compiler_options=_QUICKLY_COMPILED if on_cpu else None),
-    steps=run,
-    evaluate=jax.jit(evaluate, out_shardings=same),
-    join=jax.jit(join, out_shardings=joined) if packed else lambda states: states[0],
-    split=jax.jit(split, out_shardings=(layout,) * pack) if packed else lambda state: (state,),
-    batch_sharding=batch_sharding(mesh),
-    batches_sharding=batch_sharding(mesh, leading=1 + packed),
+  if capacity == 1 or not config.execution.unroll_steps:
+    return compiled(steps, 0, 0, 0, None, donated=0)
+  whole, single = written_out(numbered_step, capacity=capacity)
+  return Unrolled(
+    whole=compiled(whole, 0, 0, 0, None, donated=0),
+    single=compiled(single, 0, 0, 0, 0, None, donated=(0, 1)),
+    begin=jax.jit(jax.vmap(no_metrics) if packed else no_metrics, out_shardings=same),
+    capacity=capacity,
   )
 
 
@@ -251,74 +254,3 @@ def cell_counts(config: ConfigDict, costs: Sequence[float], *, cells: int) -> tu
 def row(tree: PyTree, index: int) -> PyTree:
   """The tree of one run of a pack: row `index` of every leaf."""
   return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def gradients(
-  task: Task, state: TrainState, batch: PyTree, *, accumulate: int, mesh: Mesh, squares: bool = False,
-  unroll: bool = False,
-) -> tuple[PyTree, Any, PyTree]:  # fmt: skip
-  """(gradients, metrics, model state) of the batch, taken in `accumulate` equal micro-batches one after another.
-
-  Gradients are the mean over micro-batches; metrics are summed. squares: with one more metric where there are several, the
-  square of the norm of a micro-batch's gradient. unroll: the micro-batches are written out, not looped over.
-  """
-  rng = jax.random.fold_in(state.rng, state.step)
-  grad = jax.value_and_grad(task.loss, has_aux=True)
-  if accumulate == 1:
-    (_, (metrics, model_state)), grads = grad(state.params, state.model_state, batch, rng, train=True)
-    return grads, dict(metrics), model_state
-
-  rows = jax.tree.leaves(batch)[0].shape[0] // accumulate
-  even = (
-    rows % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
-  )  # halves that are estimated from may be too small to be split
-  over = batch_sharding(mesh, leading=1) if even else replicated(mesh)
-
-  def split(leaf):
-    return jax.lax.with_sharding_constraint(micro_batches(leaf, accumulate), over)
-
-  def body(carry, xs):
-    total, model_state = carry
-    index, micro = xs
-    (_, (metrics, model_state)), grads = grad(
-      state.params, model_state, micro, jax.random.fold_in(rng, index), train=True
-    )
-    summed = jax.tree.map(jnp.add, total, grads)
-    if squares:
-      # Read off the sums: a second use of the gradients themselves would keep XLA from adding them up as it makes them,
-      # and so change how training is rounded.
-      own = jax.tree.map(jnp.subtract, *jax.lax.optimization_barrier((summed, total)))
-      metrics = {**metrics, _SQUARES: (gradient_noise.square_norm(own), jnp.float32(1))}
-    return (summed, model_state), metrics
-
-  zeros = jax.tree.map(jnp.zeros_like, state.params)
-  parts = jax.tree.map(split, batch)
-  indices = jnp.arange(accumulate, dtype=jnp.uint32)
-  carry = (zeros, state.model_state)
-  (total, model_state), metrics = jax.lax.scan(body, carry, (indices, parts), unroll=accumulate if unroll else 1)
-  grads = jax.tree.map(lambda leaf: leaf / accumulate, total)
-  return grads, jax.tree.map(lambda leaf: leaf.sum(0), dict(metrics)), model_state
-
-
-def _gradient_noise(
-  config: ConfigDict, task: Task, state: TrainState, batch: PyTree, *, metrics: Any, grads: PyTree, mesh: Mesh
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-  """The estimates of `gradient_noise` as metrics, of weight 0 at steps that do not make them."""
-
-  def measured(squares, grads, parts):
-    made = gradient_noise.estimates(
-      squares[0] / squares[1], gradient_noise.square_norm(grads), parts=parts, units=task.counts.units_per_step
-    )
-    return {name: (value, jnp.float32(1)) for name, value in made.items()}
-
-  if not gradient_noise.extra_pass(config):
-    return measured(metrics[_SQUARES], grads, config.accumulate)
-
-  def extra(_):
-    halved, own, _ = gradients(task, state, batch, accumulate=gradient_noise.HALVES, mesh=mesh, squares=True)
-    return measured(own[_SQUARES], halved, gradient_noise.HALVES)
-
-  def nothing(_):
-    return {name: (jnp.float32(0), jnp.float32(0)) for name in ("grad_sq_norm", "grad_trace")}
-
-  return jax.lax.cond((state.step + 1) % config.log_every == 0, extra, nothing, None)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from ilya_jax import cli
-from ilya_jax.claims import Claim, Judged, Measured, command, evidence, pages
+from ilya_jax.claims import Claim, Judged, Measured, command, evidence, pages, trainings
 from ilya_jax.claims.claim import column, select, verdict
 from ilya_jax.claims.readings import READINGS, find_reading
 from ilya_jax.claims.trainings import train_all
@@ -168,7 +168,7 @@ def test_a_verdict_that_is_none_is_a_bug(tmp_path):
   assert find_reading("lstm").year == 2015
 
 
-def test_runs_are_trained_once_and_read_back(small_run, tmp_path, text_folder):
+def test_runs_are_trained_once_and_read_back(small_run, tmp_path, text_folder, monkeypatch):
   overrides = {
     "data.name": "files", "data.path": str(text_folder), "data.heldout_fraction": 0.2, "data.context": 16, "mesh.data": 1,
     "batch_size": 8, "steps": 6, "model.d_model": 16, "model.n_layers": 1, "eval.tokens": 1024, "log_every": 2,
@@ -178,7 +178,14 @@ def test_runs_are_trained_once_and_read_back(small_run, tmp_path, text_folder):
   trained = train_all(jobs, tmp_path, apart=False, say=print)
   assert trained["a"].workdir == trained["same"].workdir
   before = (trained["a"].workdir / "status.json").stat().st_mtime_ns
-  again = train_all(jobs, tmp_path, apart=False, say=print)["a"]
+  said = []
+  again = train_all(jobs, tmp_path, apart=False, say=said.append)["a"]
+  assert not any("other commits" in line for line in said)
+  monkeypatch.setattr(trainings, "git_commit", lambda: "0" * 40)
+  train_all(jobs, tmp_path, apart=False, say=said.append)
+  assert any(
+    line.startswith("1 of 1 runs were trained by other commits") and str(again.workdir) in line for line in said
+  )
   assert (again.workdir / "status.json").stat().st_mtime_ns == before
   assert again.curve()[0] == [2, 4, 6]
   split = next(iter(again.load().source.eval_batches))

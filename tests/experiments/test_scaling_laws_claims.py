@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy import optimize
 
 from experiments import scaling_laws, scaling_laws_compute, scaling_laws_models, scaling_laws_runs, scaling_laws_tables
 from ilya_jax.claims import Setting
@@ -43,24 +42,6 @@ def test_the_necessary_conditions_hold(name, shared_folder):
 
 
 # Parts
-
-
-def test_the_local_slope_is_that_of_the_optimum():
-  """Against minima found by brute force, for embeddings that grow as the square root of N."""
-  h, alpha, beta = 84.1, 0.36, 0.4
-
-  def best(log_c):
-    def loss(u):
-      return 24 * (np.exp(u) + h * np.exp(u / 2)) ** -alpha + 180 * np.exp(-beta * (log_c - u))
-
-    return optimize.minimize_scalar(loss, bounds=(2, 30), method="bounded", options={"xatol": 1e-11}).x
-
-  for log_c in np.log([1e9, 1e10, 1e12]):
-    step = 1e-2
-    slope = (best(log_c + step) - best(log_c - step)) / (2 * step)
-    found = scaling_laws_compute.local_slope(alpha, beta, h / np.exp(best(log_c) / 2))
-    assert found == pytest.approx(slope, rel=1e-4)
-  assert scaling_laws_compute.local_slope(alpha, beta, 0.0) == pytest.approx(beta / (alpha + beta))
 
 
 def test_tokens_to_a_loss_are_read_between_lengths():

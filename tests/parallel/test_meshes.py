@@ -27,8 +27,8 @@ from ilya_jax.parallel.pipeline import Plan, layer_costs, pipelined
 from ilya_jax.parallel.sharding import shardings
 from ilya_jax.task import Counts, Layer, Layers, Task
 from ilya_jax.tasks.language import make_layers
-from ilya_jax.train.programs import gradients
 from ilya_jax.train.state import TrainState
+from ilya_jax.train.step import gradients
 
 BATCH, MICRO, VOCABULARY, CONTEXT = 32, 4, 32, 6
 SHAPES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(shape) == 8]

@@ -78,12 +78,37 @@ def test_local_slope_at_the_numbers_of_the_card():
   np.testing.assert_allclose(found, [0.712, 0.988, 0.604, 0.500, 0.4516], atol=1.5e-3)
 
 
+def test_local_slope_of_a_ladder_of_one_depth_is_the_difference_of_brute_force_optima():
+  """Embeddings that grow as the square root of N."""
+  h, alpha, beta = 84.1, 0.36, 0.4
+
+  def best(log_c):
+    def loss(u):
+      return 24 * (np.exp(u) + h * np.exp(u / 2)) ** -alpha + 180 * np.exp(-beta * (log_c - u))
+
+    return optimize.minimize_scalar(loss, bounds=(2, 30), method="bounded", options={"xatol": 1e-11}).x
+
+  for log_c in np.log([1e9, 1e10, 1e12]):
+    step = 1e-2
+    slope = (best(log_c + step) - best(log_c - step)) / (2 * step)
+    assert allocation.local_slope(alpha, beta, np.exp(best(log_c) / 2) / h, power=0.5) == pytest.approx(slope, rel=1e-4)
+  assert allocation.local_slope(alpha, beta, 1e12, power=0.5) == pytest.approx(beta / (alpha + beta))
+
+
+def test_embeddings_are_read_off_the_ladder():
+  sizes = np.geomspace(6e3, 4e5, 7)
+  assert allocation.embeddings_of(sizes, sizes + 84.1 * sizes**0.5) == pytest.approx((84.1, 0.5, 0.0), abs=1e-9)
+  alone = allocation.embeddings_of(sizes[:1], sizes[:1] + 355 * np.cbrt(sizes[:1]))
+  assert alone == pytest.approx(
+    (355, 1 / 3, 0.0), abs=1e-9
+  )  # one size says nothing about the power: one shape is taken
+
+
 def test_ladder_slope_is_the_slope_between_brute_force_optima_of_its_ends():
   g, law = 355.0, HOFFMANN
   sizes = np.geomspace(6e3, 4e5, 7)
   found = allocation.ladder_slope(law["alpha"], law["beta"], N=sizes, N_total=sizes + g * np.cbrt(sizes))
-  assert found.g == pytest.approx(g)
-  assert found.g_error < 1e-12
+  assert found.embeddings == pytest.approx((g, 1 / 3, 0.0), abs=1e-9)
 
   ends = np.array([log_compute_of(n, g) for n in sizes[[0, -1]]])
   reached = [optimum(end, g, law) for end in ends]
