@@ -3,6 +3,7 @@
 import difflib
 import signal
 from collections.abc import Iterable
+from typing import Any
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -19,6 +20,13 @@ class UserError(Exception):
 
   def __init__(self, got: str, expected: str, change: str):
     super().__init__("; ".join(" ".join(part.split()) for part in (got, expected, change)))
+
+
+def check_positive(model: Any, *fields: str) -> None:
+  """Raises UserError where one of these fields of `config.model`, or of a module that has its names, is below 1."""
+  for field in fields:
+    if getattr(model, field) < 1:
+      raise UserError(f"model.{field} = {getattr(model, field)}", "1 or more", f"--config.model.{field}")
 
 
 class RunFailed(Exception):

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ilya_jax.errors import UserError
-from ilya_jax.nn.linear import Linear, tied_logits
+from ilya_jax.errors import UserError, check_positive
+from ilya_jax.nn.linear import Kernel, Linear, tied_logits
 from ilya_jax.nn.lstm import LstmState, lstm_recurrence
 from ilya_jax.nn.precision import at_least_float32
 from ilya_jax.scaling import counting
@@ -31,17 +31,6 @@ RULES = (
   (r"layers/input/bias", PartitionSpec("stage", None, "tensor")),  # [L, 4, D]
   (r"head/kernel", PartitionSpec("fsdp", "tensor")),  # [D, V]
 )
-
-
-class _Kernel(nn.Module):
-  """One matrix, named `kernel` like those of linear maps."""
-
-  shape: tuple[int, ...]
-  init: Any
-
-  @nn.compact
-  def __call__(self) -> jax.Array:
-    return self.param("kernel", self.init, self.shape)
 
 
 class LstmLayer(nn.Module):
@@ -59,7 +48,7 @@ class LstmLayer(nn.Module):
     bias_init = gate_bias_init(self.init_scale, forget_bias=self.forget_bias)
     gates = (4, self.d_model)
     self.input = Linear(gates, kernel_init=uniform, bias_init=bias_init, dtype=self.dtype)
-    self.recurrent = _Kernel((self.d_model, *gates), uniform)
+    self.recurrent = Kernel((self.d_model, *gates), uniform)
     self.drop = nn.Dropout(self.dropout)
 
   def __call__(self, x: jax.Array, state: LstmState, train: bool) -> tuple[jax.Array, LstmState]:
@@ -229,8 +218,6 @@ def count(model: LstmLM) -> counting.LanguageModelCounts:
 
 
 def _check(model: LstmLM) -> None:
-  for field in ("n_layers", "d_model"):
-    if getattr(model, field) < 1:
-      raise UserError(f"model.{field} = {getattr(model, field)}", "1 or more", f"--config.model.{field}")
+  check_positive(model, "n_layers", "d_model")
   if not 0 <= model.dropout < 1:
     raise UserError(f"model.dropout = {model.dropout}", "a probability of dropping in [0, 1)", "--config.model.dropout")

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ilya_jax.errors import UserError, did_you_mean
+from ilya_jax.errors import UserError, check_positive, did_you_mean
 from ilya_jax.models.addressing import Heads, address, read, write
 from ilya_jax.models.lstm_lm import gate_bias_init, uniform_init
 from ilya_jax.nn.linear import Linear, product_over_rows
@@ -357,9 +357,7 @@ def counts(config: Any, *, inputs: int, outputs: int, longest: int) -> Counts:
 
 def _check(net: Ntm) -> None:
   machine = net.machine
-  for field in ("layers", "width", "read_heads", "write_heads", "rows", "columns"):
-    if getattr(machine, field) < 1:
-      raise UserError(f"model.{field} = {getattr(machine, field)}", "1 or more", f"--config.model.{field}")
+  check_positive(machine, "layers", "width", "read_heads", "write_heads", "rows", "columns")
   choices: dict[str, tuple[str, tuple[str, ...]]] = {
     "controller": (machine.controller, CONTROLLERS),
     "order": (machine.order, ORDERS),

@@ -30,9 +30,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ilya_jax.errors import UserError, did_you_mean
+from ilya_jax.errors import UserError, check_positive, did_you_mean
 from ilya_jax.models.lstm_lm import uniform_init
-from ilya_jax.nn.linear import Linear, product_over_rows
+from ilya_jax.nn.linear import Kernel, Linear, product_over_rows
 from ilya_jax.nn.lstm import LstmState, lstm_recurrence, lstm_step
 from ilya_jax.nn.varying import vary_alike
 
@@ -238,17 +238,6 @@ def _only(gradients: jax.Array, blocks: tuple[int, ...]) -> jax.Array:
 _recurrence.defvjp(_save, _backward)
 
 
-class _Kernel(nn.Module):
-  """One matrix, named `kernel` like those of linear maps."""
-
-  shape: tuple[int, ...]
-  init: Any
-
-  @nn.compact
-  def __call__(self) -> jax.Array:
-    return self.param("kernel", self.init, self.shape)
-
-
 class Recurrent(nn.Module):
   """A layer of cells of one kind over a whole sequence. Raises UserError on an unknown cell and a width below 1."""
 
@@ -261,8 +250,7 @@ class Recurrent(nn.Module):
 
   def __post_init__(self):
     find_cell(self.cell)
-    if self.width < 1:
-      raise UserError(f"model.width = {self.width}", "1 or more", "--config.model.width")
+    check_positive(self, "width")
     super().__post_init__()
 
   @nn.compact
@@ -280,7 +268,7 @@ class Recurrent(nn.Module):
       own = self.param("candidate_bias", uniform, (self.width,)).astype(self.dtype)
       inputs = jnp.concatenate([inputs, jnp.broadcast_to(own, (*x.shape[:2], 1, self.width))], axis=2)
     weights = {
-      name: _Kernel((self.width, len(blocks), self.width), uniform, name=name)() for name, blocks in cell.products
+      name: Kernel((self.width, len(blocks), self.width), uniform, name=name)() for name, blocks in cell.products
     }
     weights |= {name: self.param(name, uniform, (rows, self.width)) for name, rows in cell.vectors}
     weights = {name: weight.astype(self.dtype) for name, weight in weights.items()}
@@ -351,9 +339,7 @@ class MemoryBlocks(nn.Module):
   time_unroll: int = 1
 
   def __post_init__(self):
-    for field in ("blocks", "size"):
-      if getattr(self, field) < 1:
-        raise UserError(f"model.{field} = {getattr(self, field)}", "1 or more", f"--config.model.{field}")
+    check_positive(self, "blocks", "size")
     if self.input_gate_bias and len(self.input_gate_bias) != self.blocks:
       got = f"model.input_gate_bias of {len(self.input_gate_bias)} numbers for {self.blocks} blocks"
       raise UserError(got, "one for each block, or none", "--config.model.input_gate_bias")
@@ -370,7 +356,7 @@ class MemoryBlocks(nn.Module):
       return uniform(rng, shape, dtype).at[cells : cells + len(given)].set(given)
 
     inputs = Linear((1, units), kernel_init=uniform, bias_init=bias_init, dtype=self.dtype, name="input")(x)
-    kernel = _Kernel((units, 1, units), uniform, name="recurrent")().astype(self.dtype)
+    kernel = Kernel((units, 1, units), uniform, name="recurrent")().astype(self.dtype)
     batch = x.shape[1]
     state = BlockState(jnp.zeros((batch, cells), self.dtype), jnp.zeros((batch, units), self.dtype))
     cell = memory_blocks(self.blocks, self.size, self.truncated)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from ilya_jax.errors import UserError
+from ilya_jax.errors import UserError, check_positive
 from ilya_jax.nn.batch_norm import BatchNorm
 from ilya_jax.nn.convolution import Conv, he_normal
 from ilya_jax.nn.linear import Linear
@@ -271,6 +271,4 @@ def _check(model: ResNet) -> None:
       raise UserError(
         f"model.{field} = {getattr(model, field)!r}", f"one of {', '.join(known)}", f"--config.model.{field}"
       )
-  for field in ("width", "classes"):
-    if getattr(model, field) < 1:
-      raise UserError(f"model.{field} = {getattr(model, field)}", "1 or more", f"--config.model.{field}")
+  check_positive(model, "width", "classes")

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ilya_jax.errors import UserError
+from ilya_jax.errors import check_positive
 from ilya_jax.models.lstm_lm import gate_bias_init, uniform_init
 from ilya_jax.models.recurrent_cells import Recurrent
 from ilya_jax.models.transformer import visible_positions
@@ -57,9 +57,7 @@ class Seq2Seq(nn.Module):
   time_unroll: int = 1
 
   def __post_init__(self):
-    for field in ("d_model", "width"):
-      if getattr(self, field) < 1:
-        raise UserError(f"model.{field} = {getattr(self, field)}", "1 or more", f"--config.model.{field}")
+    check_positive(self, "d_model", "width")
     super().__post_init__()
 
   def setup(self):

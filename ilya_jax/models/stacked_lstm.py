@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ilya_jax.errors import UserError
+from ilya_jax.errors import check_positive
 from ilya_jax.models.lstm_lm import gate_bias_init, uniform_init
 from ilya_jax.nn.linear import Linear
 from ilya_jax.nn.lstm import LstmState, lstm_recurrence
@@ -33,9 +33,7 @@ class StackedLstm(nn.Module):
   time_unroll: int = 1
 
   def __post_init__(self):
-    for field in ("layers", "width"):
-      if getattr(self, field) < 1:
-        raise UserError(f"model.{field} = {getattr(self, field)}", "1 or more", f"--config.model.{field}")
+    check_positive(self, "layers", "width")
     super().__post_init__()
 
   @nn.compact

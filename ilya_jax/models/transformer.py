@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ilya_jax.errors import UserError
+from ilya_jax.errors import UserError, check_positive
 from ilya_jax.models.transformer_layers import KeysValues, TransformerLayer, sinusoids
 from ilya_jax.nn.linear import tied_logits
 from ilya_jax.nn.precision import at_least_float32
@@ -269,9 +269,7 @@ def _check(model: Transformer) -> None:
   for field, known in switches.items():
     if getattr(model, field) not in known:
       raise UserError(f"model.{field} = {getattr(model, field)!r}", " or ".join(known), f"--config.model.{field}")
-  for field in ("n_layers", "d_model", "n_heads", "d_ff"):
-    if getattr(model, field) < 1:
-      raise UserError(f"model.{field} = {getattr(model, field)}", "1 or more", f"--config.model.{field}")
+  check_positive(model, "n_layers", "d_model", "n_heads", "d_ff")
   if model.d_model % model.n_heads and not (model.d_k and model.d_v):
     got = f"model.n_heads = {model.n_heads} at a width of {model.d_model}"
     raise UserError(got, "a number of heads that divides the width, or d_k and d_v", "--config.model.n_heads")

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ilya_jax.errors import UserError
+from ilya_jax.errors import UserError, check_positive
 from ilya_jax.nn.attention import causal_attention, fused_attention
 from ilya_jax.nn.linear import Linear, tied_logits
 from ilya_jax.nn.normalization import LayerNorm, RMSNorm
@@ -324,9 +324,7 @@ def _check(model: TransformerLM) -> None:
   for field, known in switches.items():
     if getattr(model, field) not in known:
       raise UserError(f"model.{field} = {getattr(model, field)!r}", " or ".join(known), "--config.model.form")
-  for field in ("n_layers", "d_model", "n_heads"):
-    if getattr(model, field) < 1:
-      raise UserError(f"model.{field} = {getattr(model, field)}", "1 or more", f"--config.model.{field}")
+  check_positive(model, "n_layers", "d_model", "n_heads")
   if model.d_model % model.n_heads:
     got = f"model.n_heads = {model.n_heads} at a width of {model.d_model}"
     raise UserError(got, "a number of heads that divides the width", "--config.model.n_heads or --config.model.d_model")

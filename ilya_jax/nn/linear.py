@@ -40,6 +40,17 @@ class Linear(nn.Module):
     return y
 
 
+class Kernel(nn.Module):
+  """One matrix, named `kernel` like those of linear maps."""
+
+  shape: tuple[int, ...]
+  kernel_init: nn.initializers.Initializer
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    return self.param("kernel", self.kernel_init, self.shape)
+
+
 def _reshaped(init: nn.initializers.Initializer, flat: tuple[int, ...]) -> nn.initializers.Initializer:
   """`init` on the matrix (or vector) that a kernel (or bias) of several axes is."""
   return lambda rng, shape: init(rng, flat, jnp.float32).reshape(shape)

@@ -10,6 +10,7 @@ import pytest
 from ilya_jax.config import load_config
 from ilya_jax.errors import UserError
 from ilya_jax.tasks import bit_sequences
+from tests.tasks.scoring import random_params, ratio
 
 CONFIG = f"{Path(__file__).parents[2]}/configs/ntm.py"
 
@@ -18,17 +19,6 @@ def prepared(variant="tiny", **changes):
   config = load_config(f"{CONFIG}:{variant}", changes)
   source = bit_sequences.make_source(config)
   return source, bit_sequences.make_task(config, source)
-
-
-def random_params(task, batch):
-  """Parameters of the task's shapes, not as it would draw them."""
-  shapes = jax.eval_shape(task.init, jax.random.key(0), batch)["params"]
-  rng = np.random.default_rng(0)
-  return jax.tree.map(lambda leaf: rng.uniform(-0.5, 0.5, leaf.shape).astype(np.float32), shapes)
-
-
-def ratio(pair):
-  return float(pair[0]) / float(pair[1])
 
 
 def test_scores_by_hand():

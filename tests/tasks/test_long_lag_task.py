@@ -11,6 +11,7 @@ from ilya_jax.config import load_config
 from ilya_jax.errors import UserError
 from ilya_jax.models.recurrent_cells import CELLS
 from ilya_jax.tasks import long_lag
+from tests.tasks.scoring import random_params, ratio
 
 CONFIG = Path(__file__).parents[2] / "configs" / "lstm.py"
 
@@ -19,17 +20,6 @@ def prepared(variant, **changes):
   config = load_config(f"{CONFIG}:{variant}", changes)
   source = long_lag.make_source(config)
   return config, source, long_lag.make_task(config, source)
-
-
-def random_params(task, batch):
-  """Parameters of the task's shapes, not as it would draw them."""
-  shapes = jax.eval_shape(task.init, jax.random.key(0), batch)["params"]
-  rng = np.random.default_rng(0)
-  return jax.tree.map(lambda leaf: rng.uniform(-0.5, 0.5, leaf.shape).astype(np.float32), shapes)
-
-
-def ratio(pair):
-  return float(pair[0]) / float(pair[1])
 
 
 def test_numbers_are_scored_by_squared_error_and_within_four_per_cent_of_their_interval():

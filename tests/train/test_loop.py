@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 from ilya_jax.config import run_id
 from ilya_jax.errors import Preempted, RunFailed, UserError
 from ilya_jax.train import loop, programs
-from ilya_jax.train.loop import Stop, Trunk, train
+from ilya_jax.train.loop import Trunk, train
 from ilya_jax.train.metrics import read_json, read_rows
 from ilya_jax.train.optimizer import branch_step, learning_rates, make_schedule
+from tests.train.stopping import StopAt
 
 
 def rows_of(workdir):
@@ -103,27 +104,11 @@ def _final_params(config, workdir):
   return jax.device_get(state.params)
 
 
-class _StopAt(Stop):
-  """Raises its flag when the loop asks for the n-th time."""
-
-  def __init__(self, calls):
-    self._left, self._signum = calls, None
-
-  @property
-  def signum(self):
-    self._left -= 1
-    return signal.SIGTERM if self._left < 0 else None
-
-  @signum.setter
-  def signum(self, value):
-    pass
-
-
 @pytest.mark.parametrize("calls", [0, 1, 3])
 def test_a_stopped_run_goes_on_to_the_same_bits(plain, small_run, tmp_path, calls):
   _, workdir, result = plain
   with pytest.raises(Preempted) as stopped:
-    train(small_run(), tmp_path, stop=_StopAt(calls))
+    train(small_run(), tmp_path, stop=StopAt(calls))
   assert stopped.value.signum == signal.SIGTERM
   assert read_json(tmp_path / "status.json")["state"] == "preempted"
   resumed = train(small_run(), tmp_path)
@@ -141,7 +126,7 @@ def test_a_finished_run_is_not_run_again(plain, small_run, monkeypatch):
 def test_a_damaged_newest_checkpoint_falls_back(plain, small_run, tmp_path, capsys, damage):
   _, workdir, result = plain
   with pytest.raises(Preempted):
-    train(small_run(**{"checkpoint.every": 4}), tmp_path, stop=_StopAt(2))
+    train(small_run(**{"checkpoint.every": 4}), tmp_path, stop=StopAt(2))
   newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
   data = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: (p.parent.name == "d", p.stat().st_size))
   if damage == "truncate":

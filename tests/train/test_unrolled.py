@@ -1,6 +1,5 @@
 """Steps of a dispatch written out: the same values as one at a time, resumed to the same bits, in packs and on devices too."""
 
-import signal
 from types import SimpleNamespace
 
 import jax
@@ -13,9 +12,10 @@ from ilya_jax.config import with_defaults
 from ilya_jax.errors import Preempted
 from ilya_jax.task import Counts, Source, Task
 from ilya_jax.train import loop, programs
-from ilya_jax.train.loop import Job, Stop, train, train_pack
+from ilya_jax.train.loop import Job, train, train_pack
 from ilya_jax.train.metrics import read_rows
 from ilya_jax.train.unrolled import Unrolled
+from tests.train.stopping import StopAt
 
 ROWS, WIDTH = 8, 5
 
@@ -106,27 +106,11 @@ def test_the_same_chunks_give_the_same_bits(tmp_path, monkeypatch):
   assert rows_of(tmp_path / "again") == rows_of(tmp_path / "first")
 
 
-class _StopAt(Stop):
-  """Raises its flag when the loop asks for the n-th time."""
-
-  def __init__(self, calls):
-    self._left, self._signum = calls, None
-
-  @property
-  def signum(self):
-    self._left -= 1
-    return signal.SIGTERM if self._left < 0 else None
-
-  @signum.setter
-  def signum(self, value):
-    pass
-
-
 @pytest.mark.parametrize("calls", [0, 1, 2])
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, calls):
   whole = train(config_of(), tmp_path / "whole")
   with pytest.raises(Preempted):
-    train(config_of(), tmp_path / "parts", stop=_StopAt(calls))
+    train(config_of(), tmp_path / "parts", stop=StopAt(calls))
   assert train(config_of(), tmp_path / "parts").params_digest == whole.params_digest
   assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
 
