@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ilya_jax.models.transformer_layers import sinusoids
-from ilya_jax.scaling.drawing import DASHES, MARKERS, OKABE_ITO, STYLE, handle, legend, new_figure
+from ilya_jax.scaling.drawing import DASHES, MARKERS, OKABE_ITO, STYLE, handle, legend, new_figure, scale_x
 
 HATCHES = ("", "///", "...", "xxx")
 TABLE_3: Mapping[str, tuple[Sequence[float], Sequence[float]]] = {  # newstest2013, perplexity per word piece
@@ -78,11 +78,11 @@ def draw_lines(
                 marker=MARKERS[k] if few else "")  # fmt: skip
   if shaded:
     axes.axvspan(*shaded, color="0.92", zorder=0)
+  axes.set_xlabel(x)
   if "x" in logarithmic:
-    axes.set_xscale("log")
+    scale_x(axes, np.concatenate([np.asarray(places, np.float64) for own in curves.values() for places, _ in own]), x)
   if "y" in logarithmic:
     axes.set_yscale("log")
-  axes.set_xlabel(x)
   axes.set_ylabel(y)
   handles = [
     handle(name, colour=OKABE_ITO[k], marker=MARKERS[k], dashes=DASHES[k % len(DASHES)])
