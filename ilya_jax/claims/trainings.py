@@ -55,9 +55,8 @@ def train_all(
   different: dict[str, Cell] = {cell.id: cell for cell in cells.values()}
   packs = [[cell] for cell in different.values()]
   if older := _of_other_commits(different.values(), folder):
-    say(
-      f"{len(older)} of {len(different)} runs were trained by other commits and are taken as they are: {' '.join(older)}"
-    )
+    told = f"{len(older)} of {len(different)} runs were trained by other commits and are taken as they are"
+    say(f"{told} ({folder}/cells): {' '.join(older)}")
   if apart:
     engine = open_engine("local", {}, sweep_dir=folder, workers=min(default_workers(), len(packs)), report=say)
     outcome = run_packs(packs, folder, engine=engine, report=say)
@@ -73,11 +72,11 @@ def train_all(
 
 
 def _of_other_commits(cells: Iterable[Cell], folder: Path) -> list[str]:
-  """The folders of the cells that have finished, in a checkout of another commit than the one this runs from."""
+  """The ids of the cells that have finished, in a checkout of another commit than the one this runs from."""
   now, older = git_commit(), []
   for cell in cells:
     workdir = cell_folder(folder, cell)
     done = (read_json(workdir / "status.json") or {}).get("state") == "done"
     if done and (read_json(workdir / "config.json") or {}).get("git_commit", now) != now:
-      older.append(str(workdir))
+      older.append(cell.id)
   return older
