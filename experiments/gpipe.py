@@ -182,13 +182,12 @@ def measure_bubble(setting: Setting) -> Measured:
 def judge_bubble(rows: Sequence[Row], scale: str) -> Judged:
   plain = [row for row in rows if not row["schedule"].startswith("zb")]
   off = max(abs(row["idle"] - row["formula"]) for row in plain)
+  # The bubble of 1F1B is 3 (K - 1) units.
   conditions = {
     "ticks of ours": lambda row: row["ticks_ours"] == row["ticks_simulated"],
     "M held by GPipe": lambda row: row["schedule"] != "gpipe" or row["peak"] == row["M"],
     "min(M, K) by 1F1B": lambda row: row["schedule"] != "1f1b" or row["peak"] == min(row["M"], row["K"]),
-    "ZB-H1 a third of 1F1B's bubble": lambda row: (
-      row["schedule"] != "zb_h1" or row["bubble"] == row["K"] - 1
-    ),  # of 3 (K - 1)
+    "ZB-H1 a third of 1F1B's bubble": lambda row: row["schedule"] != "zb_h1" or row["bubble"] == row["K"] - 1,
     "ZB-H2 no bubble": lambda row: row["schedule"] != "zb_h2" or abs(row["bubble"]) < 1e-9,
   }
   broken = {name: [row for row in rows if not holds(row)] for name, holds in conditions.items()}

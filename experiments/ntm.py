@@ -48,11 +48,8 @@ LSTM = NETS["lstm"]
 LENGTHS = {"small": (5, 10, 15), "paper": (10, 20, 30, 50, 120)}
 ITEMS = {"small": (4, 6, 8), "paper": (6, 8, 10, 12, 15, 20)}
 LEARNED = 1.0  # bits a sequence
-SEEDS = (
-  3,
-  4,
-  5,
-)  # initial values of the controller were chosen after seeds 0 to 2 of copying had been seen (configs/ntm.py)
+# Initial values of the controller were chosen after seeds 0 to 2 of copying had been seen (configs/ntm.py).
+SEEDS = (3, 4, 5)
 
 
 # Copy

@@ -72,7 +72,7 @@ class Embeddings(NamedTuple):
 
 
 def embeddings_of(N: Array, N_total: Array) -> Embeddings:
-  """The `Embeddings` of models [n], by least squares in logarithms; the power is 1/3 where there is one size only.
+  """The `Embeddings` of models [n], by least squares in logarithms, the power in [0, .95]; 1/3 where there is one size only.
 
   Models of one shape have power 1/3 and g = V (r/12)^(1/3), for a vocabulary of V (and positions) and r = d_model/n_layers
   (Pearce & Song); those of one depth have power 1/2.
@@ -97,11 +97,11 @@ def local_slope(alpha: Any, beta: Any, x: Any, power: float = 1.0 / 3.0) -> Any:
   return 1.0 / (1.0 + bend / beta)
 
 
-def slope_between(alpha: Any, beta: Any, embeddings: Embeddings, *, first: float, last: float) -> Any:
+def slope_between(alpha: float, beta: float, embeddings: Embeddings, *, first: float, last: float) -> float:
   """The exponent of N* in C from the size `first` to `last`: d ln C = d ln N / slope on the way, so a harmonic mean."""
   sizes = np.geomspace(first, last, 200) if last > first else np.array([first])
   x = sizes ** (1.0 - embeddings.power) / embeddings.g
-  return 1.0 / np.mean(1.0 / local_slope(alpha, beta, x, embeddings.power))
+  return float(1.0 / np.mean(1.0 / local_slope(alpha, beta, x, embeddings.power)))
 
 
 class Slope(NamedTuple):
@@ -123,6 +123,6 @@ def ladder_slope(alpha: float, beta: float, *, N: Array, N_total: Array) -> Slop
   embeddings = embeddings_of(N, N_total)
   sizes = np.unique(np.asarray(N, np.float64))
   x = sizes ** (1.0 - embeddings.power) / embeddings.g
-  of_ladder = float(slope_between(alpha, beta, embeddings, first=sizes[0], last=sizes[-1]))
+  of_ladder = slope_between(alpha, beta, embeddings, first=sizes[0], last=sizes[-1])
   slopes = local_slope(alpha, beta, x, embeddings.power)
   return Slope(embeddings, alpha, beta, sizes, x, slopes, beta / (alpha + beta), of_ladder)

@@ -99,9 +99,8 @@ def test_embeddings_are_read_off_the_ladder():
   sizes = np.geomspace(6e3, 4e5, 7)
   assert allocation.embeddings_of(sizes, sizes + 84.1 * sizes**0.5) == pytest.approx((84.1, 0.5, 0.0), abs=1e-9)
   alone = allocation.embeddings_of(sizes[:1], sizes[:1] + 355 * np.cbrt(sizes[:1]))
-  assert alone == pytest.approx(
-    (355, 1 / 3, 0.0), abs=1e-9
-  )  # one size says nothing about the power: one shape is taken
+  # One size says nothing about the power: one shape is taken.
+  assert alone == pytest.approx((355, 1 / 3, 0.0), abs=1e-9)
 
 
 def test_ladder_slope_is_the_slope_between_brute_force_optima_of_its_ends():
