@@ -1,9 +1,11 @@
 """Training steps of GPT forms on an accelerator: tokens/s, share of the peak, memory beside the plan's, and same bits twice.
 
-The loop's own programs on random tokens, in bfloat16, one device. A line of JSON for each form and choice:
-  - 124m and 350m (GPT-2 small and medium, context 1,024), with our attention and with cuDNN's flash attention, recomputed by layer or not,
-    at the largest of some batches that fits: tokens/s (median of dispatches), MFU by our FLOP count over the chip's peak,
-    peak memory of the device, and the compiler's figure beforehand (planned over used);
+In bfloat16 on one device, random tokens, every measurement in a process of its own; a line of JSON for each:
+  - 124m and 350m (GPT-2 small and medium, context 1,024) by the loop's own programs, with our attention and with cuDNN's flash
+    attention, recomputed by layer or not, and by torch (nn modules under autocast, its flash attention, fused AdamW; eager and
+    compiled), at the largest of some batches that fits: tokens/s (median of dispatches), MFU by our FLOP count over the chip's
+    peak, peak memory of the device, and for ours the compiler's figure beforehand (planned over used);
+  - packs: models of `scripts/bench lm --presets tiny`, 1, 8 and 64 side by side in one program, in float32: ms a step and cell;
   - determinism: two processes train the same small run, with and without --xla_gpu_deterministic_ops=true: same digest or not.
 `scripts/bench sweep` times packed cells beside one after another. --record writes experiments/results/accelerator.json.
 """
@@ -26,6 +28,7 @@ import numpy as np
 
 from ilya_jax.config import load_config
 from ilya_jax.errors import UserError
+from ilya_jax.models import transformer_lm
 from ilya_jax.parallel.devices import prepare_devices, use_compilation_cache
 from ilya_jax.task import Source
 from ilya_jax.tasks import language
@@ -40,13 +43,16 @@ FORMS = {  # layers, width, heads, context, vocabulary, batches to try
   "350m": (24, 1024, 16, 1024, 50_304, (32, 16, 8, 4)),
   "tiny": (2, 64, 2, 128, 512, (8,)),  # to try this script on anything
 }
+PACKS = (1, 8, 64)  # models side by side
+OURS = {"ours": ("", False), "ours_remat": ("", True), "cudnn": ("cudnn", False), "cudnn_remat": ("cudnn", True)}
+CONTENDERS = (*OURS, "torch", "torch_compile", "packs", "determinism")
 # Dense bfloat16 peak, FLOP/s: NVIDIA's data sheets of the H100 and H200 (SXM: 1,979e12 with sparsity, half without) and A100 (312e12).
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
-def peak_of(device: Any) -> float | None:
+def peak_of(kind: str) -> float | None:
   """FLOP/s of a device whose name is known; None otherwise."""
-  return next((peak for name, peak in PEAKS.items() if name in device.device_kind), None)
+  return next((peak for name, peak in PEAKS.items() if name in kind), None)
 
 
 def make_config(form: str, *, batch: int, kernel: str, remat: bool, dtype: str) -> Any:
@@ -86,34 +92,110 @@ def measure(config: Any, *, dispatches: int) -> dict[str, Any]:
     state, _ = programs.steps(state, batches, rates, count)
     jax.block_until_ready(state)
     seconds.append((time.perf_counter() - began) / capacity)
-  step, device = statistics.median(seconds[1:]), jax.devices()[0]
-  used, peak = (device.memory_stats() or {}).get("peak_bytes_in_use"), peak_of(device)
-  rate = task.counts.units_per_step / step
+  used = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
   return {
-    "parameters": task.counts.n_total, "ms_a_step": 1e3 * step, "tokens_per_s": rate,
-    "mfu": rate * task.counts.flops_per_unit / peak if peak else None,
-    "planned_gib": planned / 2**30, "used_gib": used and used / 2**30, "planned_over_used": used and planned / used,
+    **figures(seconds[1:], config=config, peak=peak_of(jax.devices()[0].device_kind), used=used),
+    "planned_gib": planned / 2**30, "planned_over_used": used and planned / used,
   }  # fmt: skip
 
 
-def steps(forms: list[str], *, dispatches: int, dtype: str) -> Iterator[dict[str, Any]]:
-  """Figures of every form and choice, each at the largest batch that fits."""
-  for form in forms:
-    for kernel in ("", "cudnn"):
-      for remat in (False, True):
-        for batch in FORMS[form][-1]:
-          choice = {"form": form, "attention": kernel or "ours", "remat": remat, "batch": batch, "dtype": dtype}
-          config = make_config(form, batch=batch, kernel=kernel, remat=remat, dtype=dtype)
-          try:
-            yield {**choice, **measure(config, dispatches=dispatches)}
-            break
-          except UserError as error:
-            yield {**choice, "refused": str(error)}
-            break
-          except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-              raise
-            yield {**choice, "refused": "out of memory"}
+def figures(seconds: list[float], *, config: Any, peak: float | None, used: int | None) -> dict[str, Any]:
+  """What steps of so many seconds come to."""
+  counts = transformer_lm.counts(config, vocab_size=config.data.vocab_size)
+  step = statistics.median(seconds)
+  rate = counts.units_per_step / step
+  return {
+    "parameters": counts.n_total, "ms_a_step": 1e3 * step, "tokens_per_s": rate,
+    "mfu": rate * counts.flops_per_unit / peak if peak else None, "used_gib": used and used / 2**30,
+  }  # fmt: skip
+
+
+def measure_torch(config: Any, *, dispatches: int, compiled: bool) -> dict[str, Any]:
+  """The same form and batch by torch: as many steps, timed in as many pieces."""
+  import torch
+  from bench_lm import BETAS, CLIP, Preset, _torch_transformer
+
+  torch.manual_seed(0)
+  torch.set_float32_matmul_precision("high")
+  where = "cuda" if torch.cuda.is_available() else "cpu"
+  model, data = config.model, config.data
+  preset = Preset(model.n_layers, model.d_model, model.n_heads, data.context, config.batch_size, data.vocab_size)
+  net = _torch_transformer(preset).to(where)
+  optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=BETAS, weight_decay=0.1, fused=True)
+  tokens = torch.randint(preset.vocabulary, (preset.batch, preset.context + 1), device=where)
+  forward = torch.compile(net) if compiled else net
+
+  def step():
+    with torch.autocast(where, dtype=getattr(torch, config.dtype)):
+      loss = torch.nn.functional.cross_entropy(forward(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)
+    optimizer.step()
+
+  capacity, seconds = config.execution.steps_per_dispatch, []
+  for _ in range(dispatches):
+    began = time.perf_counter()
+    for _ in range(capacity):
+      step()
+    if where == "cuda":
+      torch.cuda.synchronize()
+    seconds.append((time.perf_counter() - began) / capacity)
+  used = torch.cuda.max_memory_allocated() if where == "cuda" else None
+  peak = peak_of(torch.cuda.get_device_name()) if where == "cuda" else None
+  return figures(seconds[1:], config=config, peak=peak, used=used)
+
+
+def measure_pack(cells: int, *, dispatches: int) -> dict[str, Any]:
+  """Milliseconds of a step of one of so many models that train side by side in one program."""
+  from bench_lm import PRESETS, STEPS_PER_DISPATCH, build_ours
+
+  run = build_ours(PRESETS["tiny"], pack=cells)
+  run(STEPS_PER_DISPATCH)
+  seconds = []
+  for _ in range(dispatches):
+    began = time.perf_counter()
+    run(4 * STEPS_PER_DISPATCH)
+    seconds.append((time.perf_counter() - began) / (4 * STEPS_PER_DISPATCH))
+  return {"ms_a_step": 1e3 * statistics.median(seconds), "ms_a_step_and_cell": 1e3 * statistics.median(seconds) / cells}
+
+
+def measure_one(choice: dict[str, Any], *, dispatches: int) -> dict[str, Any]:
+  """The figures of one choice, at the largest batch that fits; {"refused": …} where it cannot be had."""
+  if "pack" in choice:
+    return measure_pack(choice["pack"], dispatches=dispatches)
+  by = choice["by"]
+  kernel, remat = OURS.get(by, ("", False))
+  for batch in FORMS[choice["form"]][-1]:
+    config = make_config(choice["form"], batch=batch, kernel=kernel, remat=remat, dtype=choice["dtype"])
+    try:
+      if by in OURS:
+        return {"batch": batch, **measure(config, dispatches=dispatches)}
+      return {"batch": batch, **measure_torch(config, dispatches=dispatches, compiled=by == "torch_compile")}
+    except UserError as error:
+      return {"refused": str(error)}
+    except RuntimeError as error:  # of JAX and of torch
+      if not any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "out of memory")):
+        raise
+  return {"refused": "out of memory at every batch"}
+
+
+def choices(forms: list[str], dtype: str, contenders: list[str]) -> Iterator[dict[str, Any]]:
+  """What is measured, a choice a process."""
+  for form, by in itertools.product(forms, contenders):
+    if by in (*OURS, "torch", "torch_compile"):
+      yield {"form": form, "by": by, "dtype": dtype}
+  if "packs" in contenders:
+    yield from ({"pack": cells} for cells in PACKS)
+
+
+def in_a_process(choice: dict[str, Any], *, dispatches: int) -> dict[str, Any]:
+  """`measure_one` in a process of its own, whose peak memory is then this choice's."""
+  command = [sys.executable, os.path.abspath(__file__), "--only", json.dumps(choice), "--dispatches", str(dispatches)]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    return {**choice, "failed": (done.stderr.strip().splitlines() or ["no word"])[-1]}
+  return {**choice, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def determinism(*, length: int) -> Iterator[dict[str, Any]]:
@@ -135,25 +217,42 @@ def main() -> None:
   """Prints a line of JSON for each measurement."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--forms", default="124m,350m")
+  parser.add_argument("--contenders", default=",".join(CONTENDERS))
   parser.add_argument("--dispatches", type=int, default=8)
   parser.add_argument("--dtype", default="bfloat16")
   parser.add_argument("--length", type=int, default=200, help="steps of the runs that are compared bit by bit")
   parser.add_argument("--record", action="store_true")
+  parser.add_argument("--only", help=argparse.SUPPRESS)
   arguments = parser.parse_args()
-  prepare_devices()
-  use_compilation_cache()
-  common = {"hardware": hardware(), "versions": versions(), "commit": git_commit()}
+  if arguments.only:
+    prepare_devices()
+    use_compilation_cache()
+    print(json.dumps(measure_one(json.loads(arguments.only), dispatches=arguments.dispatches)))
+    return
+  contenders = arguments.contenders.split(",")
+  measured = (
+    in_a_process(choice, dispatches=arguments.dispatches)
+    for choice in choices(arguments.forms.split(","), arguments.dtype, contenders)
+  )
+  same_bits = determinism(length=arguments.length) if "determinism" in contenders else ()
   found = []
-  forms = arguments.forms.split(",")
-  for figures in itertools.chain(
-    steps(forms, dispatches=arguments.dispatches, dtype=arguments.dtype), determinism(length=arguments.length)
-  ):
-    print(json.dumps({**figures, "hardware": common["hardware"]}), flush=True)
-    found.append(figures)
+  for each in itertools.chain(measured, same_bits):
+    print(json.dumps(each), flush=True)
+    found.append(each)
   if arguments.record:
-    write_json(
-      RESULTS, {**common, "command": " ".join(["scripts/bench accelerator", *sys.argv[1:]]), "measured": found}
-    )
+    prepare_devices()
+    record(found, {"hardware": hardware(), "versions": versions(), "commit": git_commit()})
+
+
+def record(found: list[dict[str, Any]], common: dict[str, Any]) -> None:
+  """Writes the measurements, beside those that are on record for the same hardware and versions and were not made again."""
+  former = read_json(RESULTS) or {}
+  names = ("form", "by", "dtype", "pack", "determinism")
+  made = {tuple(each.get(name) for name in names): each for each in found}
+  same = all(former.get(name) == common[name] for name in ("hardware", "versions"))
+  for each in former["measured"] if same else ():
+    made.setdefault(tuple(each.get(name) for name in names), each)
+  write_json(RESULTS, {**common, "command": "scripts/bench accelerator --record", "measured": list(made.values())})
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def _torch_transformer(preset: Preset):
       nn.init.normal_(self.embed.weight, std=0.02)
 
     def forward(self, tokens):
-      x = self.embed(tokens) + self.positions(torch.arange(tokens.shape[1]))
+      x = self.embed(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
       return self.norm(self.blocks(x)) @ self.embed.weight.T
 
   return Model()
