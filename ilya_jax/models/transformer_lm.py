@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ilya_jax.errors import UserError, check_positive
-from ilya_jax.nn.attention import causal_attention, fused_attention
+from ilya_jax.nn.attention import best_kernel, causal_attention, fused_attention
 from ilya_jax.nn.linear import Linear, tied_logits
 from ilya_jax.nn.normalization import LayerNorm, RMSNorm
 from ilya_jax.nn.precision import at_least_float32
@@ -102,8 +102,10 @@ class TransformerBlock(nn.Module):
   def __call__(self, x: jax.Array, angles: jax.Array | None, train: bool) -> tuple[jax.Array, None]:
     """x [B, T, D], rotary angles [T, K/2] or None -> ([B, T, D], None): the body of a scan over layers."""
     query, key, value = self.heads_of(x, angles)
-    if self.attention_kernel:
-      attended = fused_attention(query, key, value=value, kernel=self.attention_kernel)
+    width = self.d_model // self.n_heads
+    kernel = self.attention_kernel or best_kernel(self.dtype, head_width=width, dropout=self.dropout)
+    if kernel != "ours":
+      attended = fused_attention(query, key, value=value, kernel=kernel)
     else:
       dropout = functools.partial(self.drop, deterministic=not train)
       attended = causal_attention(query, key, value=value, blocks=self.attention_blocks, dropout=dropout)
@@ -135,7 +137,7 @@ class TransformerLM(nn.Module):
   The switches of form (`positions` ... `tied`) are listed in FORMS. `d_ff` 0 stands for `feed_forward_width`,
   `init_std` 0 for 0.02 sqrt(768 / d_model). Execution choices, which change results by rounding alone: `layer_unroll`
   (layers written out per iteration of the scan over layers; 0: all), `attention_blocks` (see `causal_attention`) and
-  `attention_kernel` (see `fused_attention`; "": `causal_attention`). `dtype` is the type of computation; parameters,
+  `attention_kernel` (see `fused_attention`; "ours": `causal_attention`; "": `best_kernel`). `dtype` is the type of computation; parameters,
   softmax and logits are float32.
   Raises UserError on sizes and switches that do not fit together.
   """
@@ -331,12 +333,12 @@ def _check(model: TransformerLM) -> None:
   if model.positions == "rotary" and model.d_model // model.n_heads % 2:
     got = f"heads {model.d_model // model.n_heads} wide (model.d_model / model.n_heads)"
     raise UserError(got, "an even width, which rotary positions turn in pairs", "--config.model.n_heads")
-  if model.attention_kernel not in ("", "xla", "cudnn"):
+  if model.attention_kernel not in ("", "ours", "xla", "cudnn"):
     got = f"execution.attention_kernel = {model.attention_kernel!r}"
-    raise UserError(got, "xla, cudnn or nothing", "--config.execution.attention_kernel")
-  if model.attention_kernel and model.dropout:
+    raise UserError(got, "ours, xla, cudnn or nothing", "--config.execution.attention_kernel")
+  if model.attention_kernel in ("xla", "cudnn") and model.dropout:
     got = f"execution.attention_kernel = {model.attention_kernel!r} with dropout on the attention weights"
-    raise UserError(got, "model.dropout = 0, or no kernel", "--config.execution.attention_kernel")
+    raise UserError(got, "model.dropout = 0, or ours", "--config.execution.attention_kernel")
   if model.attention_kernel == "cudnn" and model.dtype not in (jnp.bfloat16, jnp.float16):
     got = f"execution.attention_kernel = 'cudnn' in {jnp.dtype(model.dtype).name}"
     raise UserError(got, "bfloat16 or float16", "--config.dtype")

@@ -236,7 +236,8 @@ def ending_together() -> Iterator[None]:
     if not several():
       raise
     words = " ".join(str(error).split())
-    gone = isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError))  # as a rule; Orbax's barriers raise the latter
+    # As a rule; of Orbax's barriers some raise the second, some an OSError.
+    gone = isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)) or "waiting at barrier" in words
     end_with(_GONE.format(words[:160]) if gone else f"error: {type(error).__name__}: {words}", 1)
 
 

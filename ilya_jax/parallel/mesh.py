@@ -19,6 +19,7 @@ BATCH_AXES = ("data", "fsdp")  # the axes that a batch is split over
 def make_mesh(sizes: Any, *, batch_size: int, accumulate: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh of the sizes in `config.mesh` (one of them may be -1: what is left), with Auto axes.
 
+  On one process's CPU the free axis takes as many of the cores as the batch divides over, elsewhere all devices.
   devices: to take instead of those of this process. Raises UserError where the mesh is larger than the devices there
   are, or the batch (or a micro-batch of it) does not divide over the data and fsdp axes.
   """
@@ -31,7 +32,12 @@ def make_mesh(sizes: Any, *, batch_size: int, accumulate: int = 1, devices: Sequ
     )
   fixed = math.prod(size for size in wanted.values() if size != -1)
   if free:
-    wanted[free[0]] = max(len(devices) // fixed, 1)
+    left = max(len(devices) // fixed, 1)
+    if free[0] in BATCH_AXES and devices[0].platform == "cpu" and jax.process_count() == 1:
+      # Cores as devices need not all be taken: as many as the batch divides over.
+      other = math.prod(wanted[axis] for axis in BATCH_AXES if axis != free[0]) * accumulate
+      left = next((n for n in range(left, 0, -1) if batch_size % (n * other) == 0), left)
+    wanted[free[0]] = left
   total = math.prod(wanted.values())
   if total > len(devices):
     wished = " x ".join(f"{axis} {size}" for axis, size in wanted.items() if size > 1)

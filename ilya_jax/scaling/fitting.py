@@ -26,6 +26,7 @@ from ilya_jax.scaling.rows import (
   rows_of_form,
   seed_spread,
   short_lengths,
+  step_error,
 )
 from ilya_jax.scaling.sensitivity import sensitivity
 from ilya_jax.scaling.table import Table
@@ -109,6 +110,7 @@ def _record(
   """A form's element of `forms`."""
   fit, name = law.fit, law.name
   inner, used = inner_error(table, rows, name=name, clusters=clusters, options=options)
+  step, stepped = step_error(table, rows, name=name, options=options)
   intervals = {} if law.draws is None else uncertainty.parameter_intervals(fit, law.draws)
   for parameter in fit.at_bound if law.draws is None else ():
     why = "at a bound of the search"
@@ -136,6 +138,8 @@ def _record(
     "aicc": fit.aicc,
     "inner_mape": inner,
     "inner_clusters": used,
+    "step_mape": step,
+    "step_points": stepped,
     "mean_abs_residual": float(100 * np.abs(fit.residuals).mean()),
     "held_out": _held_out(law, table, rows=rows, held=held),
     "optimal": fitted.optimum(law, table, options),

@@ -68,16 +68,28 @@ def ranking_table(result: Mapping[str, Any]) -> Table:
     first = held_out_point(form)
     rows.append(Row(
       [str(place + 1), name, equation(form["equation"]), str(len(form["parameters"])), percent(form.get("inner_mape")),
-       number(form.get("aicc")), percent(held.get("mape")), loss_text(first.get("predicted")),
+       percent(form.get("step_mape")), number(form.get("aicc")), percent(held.get("mape")), loss_text(first.get("predicted")),
        loss_interval(first.get("low"), first.get("high"))],
       "chosen" if place == 0 else "",
     ))  # fmt: skip
-  header = ("rank", "form", "law", "parameters", "inner error", "AICc", "held-out error", "predicted", "95 % band")
+  header = (
+    "rank",
+    "form",
+    "law",
+    "parameters",
+    "inner error",
+    "error of a step",
+    "AICc",
+    "held-out error",
+    "predicted",
+    "95 % band",
+  )
   note = (
     "Inner error: the mean error in % on the fitted runs or trunks of largest compute, each left out in turn, with its "
     "repeats of other seeds. It orders the "
     "laws, AICc decides ties; the held-out run enters neither, so its error grades a choice made without it. Laws of one "
-    "variable describe some of the runs (AICc does not compare across) and come after those of N and D. Band: where one new run "
+    "variable describe some of the runs (AICc does not compare across) and come after those of N and D. Error of a step: the mean "
+    "error on all fitted rows above a third of the largest compute, predicted from the others. Band: where one new run "
     "should lie, by the law's uncertainty and the noise of a run together."
   )
   return Table("Forms by inner error", header, rows, ("form", "law"), note)

@@ -12,6 +12,7 @@ from ilya_jax.scaling.table import Table
 
 Array = np.ndarray
 
+STEP = 3.0  # the factor in compute from the fitted to the predicted rows of `step_error`
 LEFT_OUT = 3  # clusters of largest compute that are left out in turn for the inner error
 _FEWEST_LENGTHS = 3  # training lengths that the dropping rule leaves
 
@@ -160,6 +161,23 @@ def inner_error(table: Table, rows: Array, *, name: str, clusters: Array, option
     law = fit_rows(table, rows & ~out, name=name, options=options, count=min(options.starts, 24))
     errors.append(np.abs(law.predict(**variables_of(table, out, name)) / table.values["loss"][out] - 1))
   return (float(100 * np.concatenate(errors).mean()) if errors else None), len(errors)
+
+
+def step_error(table: Table, rows: Array, *, name: str, options: Options) -> tuple[float | None, int]:
+  """(mean absolute error in %, rows) of predicting all of `rows` above a third of their largest compute from the rest.
+
+  A step up in size and length at once, as to a larger run; `inner_error` leaves sizes or lengths like those left out in. None
+  where the table has no compute, or the rest does not determine the law.
+  """
+  C = table.values.get("C")
+  if C is None:
+    return None, 0
+  above = rows & (C > C[rows].max() / STEP)
+  if lacking(table, rows & ~above, name) is not None:
+    return None, 0
+  law = fit_rows(table, rows & ~above, name=name, options=options)
+  errors = np.abs(law.predict(**variables_of(table, above, name)) / table.values["loss"][above] - 1)
+  return float(100 * errors.mean()), int(above.sum())
 
 
 def _with_repeats(table: Table, clusters: Array) -> Array:

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from ilya_jax.data.lookup import lookup_source
@@ -17,6 +16,7 @@ from ilya_jax.data.tokenizer import token_dtype
 from ilya_jax.data.tokens import load_corpus, token_source
 from ilya_jax.errors import UserError
 from ilya_jax.models import language_sampling, lstm_lm, transformer_lm
+from ilya_jax.nn.losses import cross_entropy
 from ilya_jax.parallel.layers import in_turn
 from ilya_jax.task import Layers, Metrics, Pieces, Source, Task
 
@@ -107,7 +107,7 @@ def make_layers(pieces: Pieces, *, token_bytes: np.ndarray) -> Layers:
 def score(logits: jax.Array, targets: jax.Array, *, token_bytes: np.ndarray) -> Metrics:
   """Metrics of logits [B, T, V] against targets [B, T]: `loss` in nats per token, `bits_per_byte` (comparable between
   tokenizers; token_bytes [V] holds the length of each token in bytes)."""
-  nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets).sum()
+  nll = cross_entropy(logits, targets).sum()
   count = jnp.asarray(targets.size, nll.dtype)
   target_bytes = count if (token_bytes == 1).all() else jnp.asarray(token_bytes, nll.dtype)[targets].sum()
   return {"loss": (nll, count), "bits_per_byte": (nll / math.log(2), target_bytes)}
