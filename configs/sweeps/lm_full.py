@@ -5,14 +5,28 @@ those of the demo (chosen on fitted cells, experiments/LOG.md); the lengths are 
 Held out: width 128 on 15.4 million bytes, two seeds, three times the compute of the largest fitted run.
 Expected: the held-out loss within 1 % of the law chosen by inner error. 2.0e14 FLOP by formula, about an hour on 2 quiet cores.
 
+Two further texts, after that one had missed its 1 % (experiments/LOG.md, 2026-11-26), each with everything fixed before its first
+run: the law is the one of smallest `step_mape` (fitted rows above a third of the largest compute, predicted from the others) among
+the laws of N and D; its error on the mean of the held-out seeds is the result, whatever it is. The choice by inner error, which the
+report calls chosen, is reported beside it. Form, batch and learning rates are the same; three seeds of everything, for a GPU, which
+takes three seeds of a step in a millisecond (`--pack 3`).
+- `:packages`: the Python sources of five packages (`scripts/fetch_data python_packages`, 104 MB), lengths from 2.9 to 16.8 million
+  bytes; width 128 on 30.7 million held out, 3.3 times the largest fitted compute. 5.4e14 FLOP.
+- `:prose`: English, the addresses on the state of the union (`scripts/fetch_data state_of_the_union`, 10.8 MB), lengths from 2.1 to
+  5.6 million bytes; width 128 on 9.8 million, 3.1 times the compute: is it that the others are source code? 1.7e14 FLOP.
+
 `:accelerator` is the same for one: 1 to 250 million parameters, three seeds, 1.0e20 FLOP by formula, three days at 4e14 FLOP/s; not
 run yet. The text is the same unless `--config.data.name=tfds:c4/en` or another large one is given, which these lengths need
 (the report counts D_unique).
 """
 
-VARIANTS = ("", "accelerator")
+VARIANTS = ("", "packages", "prose", "accelerator")
 
 _WIDTHS, _STEPS, _HELD_OUT = (16, 24, 32, 48, 64, 96), (1024, 1856, 2816, 4096, 5888, 8192), (128, 15_000)
+_TEXTS = {  # name of the text, steps, steps of the held-out runs
+  "packages": ("python_packages", (2816, 4096, 5888, 8192, 12_000, 16_384), 30_000),
+  "prose": ("state_of_the_union", (2048, 2560, 3072, 3840, 4608, 5504), 9_600),
+}
 _SIZES = [  # of the accelerator form: layers, width, heads
   (6, 128, 2), (8, 192, 3), (10, 256, 4), (12, 384, 6), (12, 512, 8), (14, 640, 10), (16, 768, 12), (20, 1024, 16),
 ]  # fmt: skip
@@ -41,6 +55,26 @@ def _cpu() -> dict:
       {**base, "seeds": [0, 1, 2], "axes": [_widths(_WIDTHS[:-1]), {"steps": list(_STEPS)}]},
       {**base, "seeds": [0, 1], "axes": [_widths(_WIDTHS[-1:]), {"steps": list(_STEPS)}]},
       {**base, "seeds": [0, 1], "role": "held_out", "set": {**common, **largest}},
+    ],
+    "fit": {"drop_shortest": True, "target_compute": [1e15, 1e17, 1e19]},
+    "notes": {"learning rate": "by a rule: 1.5e-2 (16 / width)^0.75"},
+  }
+
+
+def _gpu(arg: str) -> dict:
+  text, lengths, longest = _TEXTS[arg]
+  common = {
+    "data.name": text, "batch_size": 8, "schedule.warmup_steps": 200, "eval.tokens": 524_288,
+    "execution.tensorboard": False, "checkpoint.every_s": 120.0, "checkpoint.keep": 1,
+  }  # fmt: skip
+  base = {"family": "transformer", "config": "configs/transformer_lm.py:tiny", "seeds": [0, 1, 2]}
+  width = _HELD_OUT[0]
+  largest = {"model.d_model": width, "optim.learning_rate": _rate(width), "steps": longest}
+  return {
+    "name": f"lm_{arg}",
+    "groups": [
+      {**base, "set": common, "axes": [_widths(_WIDTHS), {"steps": list(lengths)}]},
+      {**base, "set": {**common, **largest}, "role": "held_out"},
     ],
     "fit": {"drop_shortest": True, "target_compute": [1e15, 1e17, 1e19]},
     "notes": {"learning rate": "by a rule: 1.5e-2 (16 / width)^0.75"},
@@ -76,4 +110,4 @@ def _accelerator() -> dict:
 
 def get_sweep(arg: str = "") -> dict:
   """The sweep of a variant."""
-  return _accelerator() if arg else _cpu()
+  return _gpu(arg) if arg in _TEXTS else _accelerator() if arg else _cpu()
