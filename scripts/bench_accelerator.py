@@ -250,10 +250,11 @@ def main() -> None:
 
 
 def record(found: list[dict[str, Any]], common: dict[str, Any]) -> None:
-  """Writes the measurements, beside those that are on record for the same hardware and versions and were not made again."""
+  """Writes the measurements, each with its commit, beside those on record for the same hardware and versions not made again."""
   former = read_json(RESULTS) or {}
   names = ("form", "by", "dtype", "pack", "determinism")
-  made = {tuple(each.get(name) for name in names): each for each in found}
+  commit = {"commit": common.pop("commit")}
+  made = {tuple(each.get(name) for name in names): {**each, **commit} for each in found}
   same = all(former.get(name) == common[name] for name in ("hardware", "versions"))
   for each in former["measured"] if same else ():
     made.setdefault(tuple(each.get(name) for name in names), each)
