@@ -24,6 +24,6 @@ def get_sweep(arg: str = "") -> dict:
       {**student, "seeds": [1, 2], "axes": [middle]},
       {**student, "role": "held_out", "set": {**common, "model.width": width, "steps": length}},
     ],
-    "fit": {},
+    "fit": {"bootstrap": 50, "starts": 16} if tiny else {},
     "notes": {"size": "too small to say anything"} if tiny else {},
   }

@@ -170,8 +170,9 @@ def test_rule_of_the_nets_of_1997():
   assert judge((74_000.0, 30_000.0, 149_000.0), (1.0, None, 3.0)) == "does not hold"
 
 
-def test_runs_of_1997_are_three_times_as_long_as_published_and_of_the_task_that_is_named():
-  nets = {**lstm_1997.ADDING, **lstm_1997.ADDING_LONG, **lstm_1997.ORDER}
+def test_runs_of_1997_are_as_long_as_their_criteria_say_and_of_the_task_that_is_named():
+  assert [net.steps for net in lstm_1997.ADDING_500.values()] == [210_000]
+  nets = {**lstm_1997.ADDING, **lstm_1997.ADDING_PAPER, **lstm_1997.ORDER}
   assert [net.steps for net in nets.values()] == [222_000, 630_000, 2_560_000, 95_000, 1_715_000]
   for name, net in nets.items():
     config = load_config(*job(net.variant, steps=net.steps, eval__every=net.every, **net.changes))
