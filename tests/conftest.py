@@ -25,7 +25,8 @@ def _private_cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _quick_compilation(request):
   """Where a program is compiled to be run a few times, LLVM need not optimise it; what XLA makes of it stays as it is."""
-  quick = request.path.parent.name in ("models", "nn", "parallel") or os.environ.get("QUICK") == "1"
+  folder = request.path.parent.name
+  quick = folder in ("claims", "experiments", "models", "nn", "parallel") or request.path.name == "test_conformance.py"
   jax.config.update("jax_disable_most_optimizations", quick)
   yield
   jax.config.update("jax_disable_most_optimizations", False)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from ilya_jax.claims import evidence, pages
 from ilya_jax.claims.claim import SCALES, VERDICTS, Claim, Measured, Setting, plain
@@ -37,7 +40,7 @@ def reproduce(
   if record and scale != "tiny" and given is not None and len(given) < _FEWEST_SEEDS:
     raise UserError(f"--record with {len(given)} seeds", f"at least {_FEWEST_SEEDS} at {scale} scale", "--seeds")
   broken: list[str] = []
-  with _folder(workdir, root=root, reading=reading, scale=scale) as folder:
+  with _folder(workdir, root=root, reading=reading, scale=scale) as folder, _compiling_for(scale):
     for each in chosen:
       try:
         made, measured = measure(each, scale=scale, seeds=given, folder=folder, command=command)
@@ -88,6 +91,26 @@ def read_seeds(text: str) -> tuple[int, ...]:
   if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
     raise UserError(f"seeds {text!r}", "different whole numbers joined by commas, as 0,1,2", "--seeds")
   return seeds
+
+
+@contextmanager
+def _compiling_for(scale: str) -> Iterator[None]:
+  """At tiny scale, here and in processes started meanwhile, XLA compiles without most of its optimisations.
+
+  Programs run a few times there, and compiling them is most of the time (experiments/LOG.md): a quarter to two fifths less.
+  """
+  name = "jax_disable_most_optimizations"
+  before = os.environ.get(name.upper()), jax.config.jax_disable_most_optimizations  # type: ignore[attr-defined]
+  if scale == "tiny":
+    os.environ[name.upper()] = "true"
+    jax.config.update(name, True)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before[1])
+    os.environ.pop(name.upper(), None)
+    if before[0] is not None:
+      os.environ[name.upper()] = before[0]
 
 
 @contextmanager

@@ -103,7 +103,7 @@ class TransformerBlock(nn.Module):
     """x [B, T, D], rotary angles [T, K/2] or None -> ([B, T, D], None): the body of a scan over layers."""
     query, key, value = self.heads_of(x, angles)
     width = self.d_model // self.n_heads
-    kernel = self.attention_kernel or best_kernel(self.dtype, head_width=width, dropout=self.dropout)
+    kernel = self.attention_kernel or best_kernel(self.dtype, length=x.shape[1], head_width=width, dropout=self.dropout)
     if kernel != "ours":
       attended = fused_attention(query, key, value=value, kernel=kernel)
     else:

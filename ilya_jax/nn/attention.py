@@ -60,13 +60,14 @@ def fused_attention(query: jax.Array, key: jax.Array, *, value: jax.Array, kerne
     ) from error
 
 
-def best_kernel(dtype: jnp.dtype, *, head_width: int, dropout: float) -> str:
+def best_kernel(dtype: jnp.dtype, *, length: int, head_width: int, dropout: float) -> str:
   """What `fused_attention` should be asked for here: "cudnn" on a GPU where it takes the heads, "ours" for `causal_attention`.
 
-  The figures behind it: README, "Speed" (on an H200 a step of GPT-2 small takes .69 of the time, and .54 of the memory).
+  The figures behind it: experiments/results/accelerator.json (an H200, contexts of 1,024: .68 of the time, half of the memory).
   To be called where a program is traced: it starts the devices.
   """
   fits = dtype in (jnp.bfloat16, jnp.float16) and not dropout and head_width % 8 == 0 and head_width <= 128
+  fits = fits and length % 64 == 0  # its kernels take others too, which was not tried
   return "cudnn" if fits and jax.default_backend() == "gpu" else "ours"
 
 

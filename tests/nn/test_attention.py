@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ilya_jax.errors import UserError
-from ilya_jax.nn.attention import causal_attention, fused_attention
+from ilya_jax.nn.attention import best_kernel, causal_attention, fused_attention
 from ilya_jax.nn.rotary import rotary_angles, rotate
 
 ATTEND = jax.jit(causal_attention, static_argnames=("blocks",))
@@ -127,3 +127,15 @@ def test_a_kernel_that_is_not_there_is_refused_by_name():
   query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in draw(0, length=64, width=64, dtype=np.float32))
   with pytest.raises(UserError, match="attention by cudnn"):
     jax.jit(lambda q, k, v: fused_attention(q, k, value=v, kernel="cudnn")).lower(query, key, value)
+
+
+@pytest.mark.parametrize(
+  ("change", "kernel"),
+  [({}, "cudnn"), ({"dtype": jnp.float32}, "ours"), ({"dropout": 0.1}, "ours"), ({"head_width": 20}, "ours"),
+   ({"head_width": 256}, "ours"), ({"length": 1_000}, "ours")],
+)  # fmt: skip
+def test_by_itself_a_gpu_takes_cudnn_where_its_kernel_takes_the_heads(monkeypatch, change, kernel):
+  call = {"dtype": jnp.dtype("bfloat16"), "length": 1_024, "head_width": 64, "dropout": 0.0, **change}
+  assert best_kernel(**call) == "ours"  # these tests compute on the CPU
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert best_kernel(**call) == kernel
