@@ -100,7 +100,7 @@ def _compiling_for(scale: str) -> Iterator[None]:
   Programs run a few times there, and compiling them is most of the time (experiments/LOG.md): a quarter to two fifths less.
   """
   name = "jax_disable_most_optimizations"
-  before = os.environ.get(name.upper()), jax.config.jax_disable_most_optimizations  # type: ignore[attr-defined]
+  before = os.environ.get(name.upper()), jax.config.read(name)
   if scale == "tiny":
     os.environ[name.upper()] = "true"
     jax.config.update(name, True)
