@@ -4,7 +4,7 @@ Olah 2015, https://colah.github.io/posts/2015-08-Understanding-LSTMs (the cells)
 Computation 9(8), experiments 4, 6a, 6b (the tasks, and the variants that end in 1997: 93, 156 and 308 weights, one sequence
 an update, no momentum, input gates that begin nearly shut).
 Expected: small (adding over 60 steps), 4,000 updates: squared error .003, where guessing costs .167; 1997 at 100 steps: every
-answer within .04 after 74,000 sequences, as published.
+answer within .04 after 74,000 sequences, as published (measured: 58 to 72 of 2,560 wrong at best within 222,000).
 """
 
 from ml_collections import ConfigDict

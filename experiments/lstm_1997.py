@@ -119,7 +119,11 @@ def judge(rows: Sequence[Row], scale: str) -> Judged:
   shown = []
   for name in names:
     found = column(rows, "sequences", net=name)
-    each = ", ".join(f"{number:,.0f}" if math.isfinite(number) else "not learned" for number in found)
+    fewest = column(rows, "fewest_wrong", net=name)
+    each = ", ".join(
+      f"{number:,.0f}" if math.isfinite(number) else f"not learned ({wrong:.0f} of {TESTED:,} wrong at best)"
+      for number, wrong in zip(found, fewest, strict=True)
+    )
     share = [value for value in column(rows, "of_published", net=name) if math.isfinite(value)]
     mean = (
       f" (mean {np.mean(share):.2f} of the published{'' if len(share) == len(found) else ', where learned'})"
