@@ -71,9 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.execution.remat = large  # layers recompute their inside in the backward pass
   config.execution.layer_unroll = 1 if large else 0  # layers unrolled in the compiled program; 0: all
   config.execution.attention_blocks = 1  # query blocks of causal attention, each against the keys it may see
-  config.execution.attention_kernel = (
-    ""  # ours, or of jax.nn.dot_product_attention: cudnn, xla; "": cudnn on GPUs in bfloat16, else ours
-  )
+  config.execution.attention_kernel = ""  # ours, cudnn or xla; "": cudnn where it is fastest (`best_kernel`), else ours
 
   config.eval = ConfigDict()
   config.eval.tokens = 65_536 if size == "tiny" else 262_144

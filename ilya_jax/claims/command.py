@@ -97,7 +97,7 @@ def read_seeds(text: str) -> tuple[int, ...]:
 def _compiling_for(scale: str) -> Iterator[None]:
   """At tiny scale, here and in processes started meanwhile, XLA compiles without most of its optimisations.
 
-  Programs run a few times there, and compiling them is most of the time (experiments/LOG.md): a quarter to two fifths less.
+  Programs run a few times there, and compiling them is most of the time (experiments/LOG.md): 14 to 41 % less of the CPU.
   """
   name = "jax_disable_most_optimizations"
   before = os.environ.get(name.upper()), jax.config.read(name)

@@ -67,7 +67,7 @@ def best_kernel(dtype: jnp.dtype, *, length: int, head_width: int, dropout: floa
   To be called where a program is traced: it starts the devices.
   """
   fits = dtype in (jnp.bfloat16, jnp.float16) and not dropout and head_width % 8 == 0 and head_width <= 128
-  fits = fits and length % 64 == 0  # its kernels take others too, which was not tried
+  fits = fits and length % 64 == 0  # others were not tried
   return "cudnn" if fits and jax.default_backend() == "gpu" else "ours"
 
 

@@ -10,8 +10,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """-ln softmax(logits)[label] in nats: logits [..., V] in float32 or wider, labels [...] (int) -> [...].
 
   Away from the CPU the label's logit is a masked sum: its derivative becomes part of the softmax's, where that of an indexed
-  element is a scatter into an array of all logits (experiments/LOG.md has what that costs on a GPU). A vocabulary that is split
-  over devices is summed where it lies.
+  element is a scatter into an array of all logits (experiments/LOG.md has what that costs on a GPU).
   """
   indexed = optax.softmax_cross_entropy_with_integer_labels
   return lax.platform_dependent(logits, labels, cpu=indexed, default=masked_cross_entropy)
