@@ -6,7 +6,7 @@ import pytest
 from ilya_jax.scaling import fitted, fitting
 from ilya_jax.scaling.fit import fit_law
 from ilya_jax.scaling.laws import FORMS
-from ilya_jax.scaling.rows import Options, inner_error
+from ilya_jax.scaling.rows import Options, inner_error, step_error
 from ilya_jax.scaling.sensitivity import sensitivity
 from ilya_jax.scaling.table import Table
 
@@ -129,3 +129,26 @@ def test_inner_error_leaves_out_a_run_with_its_repeats_of_other_seeds():
   once, thrice = inner(1), inner(3)
   assert once[1] == thrice[1] == 3
   assert thrice[0] == pytest.approx(once[0], rel=1e-5)
+
+
+def test_the_error_of_a_step_is_that_of_a_fit_that_saw_no_row_above_a_third_of_the_compute():
+  N, D = grid()
+  loss = loss_of(N, D, noise=0.02)
+  table, rows = make_table(N, D, loss), np.ones(len(N), bool)
+  C = table.values["C"]
+  above = C > C.max() / 3
+  law = fit_law("kaplan_nd", loss[~above], N=N[~above], D=D[~above])
+  expected = 100 * np.abs(law.predict(N=N[above], D=D[above]) / loss[above] - 1).mean()
+  found, count = step_error(table, rows, name="kaplan_nd", options=Options())
+  assert count == above.sum() > 1
+  assert found == pytest.approx(expected, rel=1e-6)
+  moved = make_table(N, D, np.where(above, 2 * loss, loss))  # the rows that are predicted do not enter the fit
+  doubled = 100 * np.abs(law.predict(N=N[above], D=D[above]) / (2 * loss[above]) - 1).mean()
+  assert step_error(moved, rows, name="kaplan_nd", options=Options())[0] == pytest.approx(doubled, rel=1e-6)
+
+
+def test_without_rows_that_determine_the_law_there_is_no_error_of_a_step():
+  N, D = grid()
+  table = make_table(N, D, loss_of(N, D))
+  few = table.values["C"] >= np.sort(table.values["C"])[-3]
+  assert step_error(table, few, name="kaplan_nd", options=Options()) == (None, 0)
