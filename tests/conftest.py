@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs run a few times here, so LLVM need not optimise them; what XLA makes of them stays. Processes that tests start do the
+# same, as bits are compared with theirs. "false" tests what users run, in a third more time.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
 import pytest
@@ -20,16 +23,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 def _private_cache(tmp_path_factory):
   """Caches of corpora and tokenizers go to a folder of this session unless the caller names one."""
   os.environ.setdefault("ILYA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture(autouse=True)
-def _quick_compilation(request):
-  """Where a program is compiled to be run a few times, LLVM need not optimise it; what XLA makes of it stays as it is."""
-  folder = request.path.parent.name
-  quick = folder in ("claims", "experiments", "models", "nn", "parallel") or request.path.name == "test_conformance.py"
-  jax.config.update("jax_disable_most_optimizations", quick)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 _WORDS = "the quick brown fox jumps over a lazy dog while seven wizards mix potions from bright purple herbs".split()

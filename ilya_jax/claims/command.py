@@ -98,19 +98,26 @@ def _compiling_for(scale: str) -> Iterator[None]:
   """At tiny scale, here and in processes started meanwhile, XLA compiles without most of its optimisations.
 
   Programs run a few times there, and compiling them is most of the time (experiments/LOG.md): 14 to 41 % less of the CPU.
+  JAX keeps one program per function and shapes, whatever the option, so what was compiled the other way is dropped.
   """
   name = "jax_disable_most_optimizations"
   before = os.environ.get(name.upper()), jax.config.read(name)
   if scale == "tiny":
     os.environ[name.upper()] = "true"
-    jax.config.update(name, True)
+    _compile_with(name, True)
   try:
     yield
   finally:
-    jax.config.update(name, before[1])
+    _compile_with(name, before[1])
     os.environ.pop(name.upper(), None)
     if before[0] is not None:
       os.environ[name.upper()] = before[0]
+
+
+def _compile_with(name: str, value: bool) -> None:
+  if jax.config.read(name) != value:
+    jax.config.update(name, value)
+    jax.clear_caches()
 
 
 @contextmanager
