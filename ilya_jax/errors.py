@@ -20,6 +20,10 @@ class UserError(Exception):
 
   def __init__(self, got: str, expected: str, change: str):
     super().__init__("; ".join(" ".join(part.split()) for part in (got, expected, change)))
+    self._parts = (got, expected, change)
+
+  def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+    return type(self), self._parts  # so that it passes from process to process
 
 
 def check_positive(model: Any, *fields: str) -> None:
@@ -39,3 +43,6 @@ class Preempted(Exception):
   def __init__(self, signum: int):
     super().__init__(f"stopped by {signal.Signals(signum).name}; state saved, run the same command to go on")
     self.signum = signum
+
+  def __reduce__(self) -> tuple[type, tuple[int]]:
+    return type(self), (self.signum,)

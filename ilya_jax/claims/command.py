@@ -1,24 +1,18 @@
 """`ilya-jax reproduce` and `ilya-jax list`: measures claims, prints them beside the published numbers, keeps the evidence."""
 
-import functools
 import json
-import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from ilya_jax.claims import evidence, pages
-from ilya_jax.claims.claim import SCALES, VERDICTS, Claim, Measured, Setting, plain
+from ilya_jax.claims.claim import SCALES, Claim
+from ilya_jax.claims.measuring import Options, measure_all
 from ilya_jax.claims.readings import Reading, checkout, claims_of, find_reading
-from ilya_jax.claims.trainings import train_all
 from ilya_jax.errors import RunFailed, UserError, did_you_mean
-from ilya_jax.scaling.drawing import image
 from ilya_jax.train.metrics import clock
 
 _FEWEST_SEEDS = 3  # at small and paper scale, for evidence to be kept
@@ -40,19 +34,17 @@ def reproduce(
   if record and scale != "tiny" and given is not None and len(given) < _FEWEST_SEEDS:
     raise UserError(f"--record with {len(given)} seeds", f"at least {_FEWEST_SEEDS} at {scale} scale", "--seeds")
   broken: list[str] = []
-  with _folder(workdir, root=root, reading=reading, scale=scale) as folder, _compiling_for(scale):
-    for each in chosen:
-      try:
-        made, measured = measure(each, scale=scale, seeds=given, folder=folder, command=command)
-      except UserError as error:
+  with _folder(workdir, root=root, reading=reading, scale=scale) as folder:
+    for each, (made, figures, error) in measure_all(reading, chosen, Options(scale, given, folder, command)):
+      if made is None:
+        assert error is not None
         if not each.optional or claim is not None:
-          raise
+          raise error
         print(f"{each.id} is optional and was left out: {error}", file=sys.stderr)
         continue
       print(shown(made), flush=True)
-      _keep_figures(measured, folder / "figures")
       if record:
-        _keep_figures(measured, root / "experiments" / "results" / "figures" / reading.id)
+        _keep_figures(figures, root / "experiments" / "results" / "figures" / reading.id)
         evidence.keep(root, reading.id, made, claims=claims)
         pages.write_page(root, reading)
         pages.write_readme(root)
@@ -94,33 +86,6 @@ def read_seeds(text: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def _compiling_for(scale: str) -> Iterator[None]:
-  """At tiny scale, here and in processes started meanwhile, XLA compiles without most of its optimisations.
-
-  Programs run a few times there, and compiling them is most of the time (experiments/LOG.md): 14 to 41 % less of the CPU.
-  JAX keeps one program per function and shapes, whatever the option, so what was compiled the other way is dropped.
-  """
-  name = "jax_disable_most_optimizations"
-  before = os.environ.get(name.upper()), jax.config.read(name)
-  if scale == "tiny":
-    os.environ[name.upper()] = "true"
-    _compile_with(name, True)
-  try:
-    yield
-  finally:
-    _compile_with(name, before[1])
-    os.environ.pop(name.upper(), None)
-    if before[0] is not None:
-      os.environ[name.upper()] = before[0]
-
-
-def _compile_with(name: str, value: bool) -> None:
-  if jax.config.read(name) != value:
-    jax.config.update(name, value)
-    jax.clear_caches()
-
-
-@contextmanager
 def _folder(workdir: Path | None, *, root: Path, reading: Reading, scale: str) -> Iterator[Path]:
   """Where runs and figures go; a tiny measurement begins afresh each time, so that it tries the code."""
   if workdir is None and scale == "tiny":
@@ -130,30 +95,10 @@ def _folder(workdir: Path | None, *, root: Path, reading: Reading, scale: str) -
     yield workdir or root / "runs" / "reproduce" / reading.id
 
 
-def measure(
-  claim: Claim, *, scale: str, seeds: Sequence[int] | None, folder: Path, command: str
-) -> tuple[dict[str, Any], Measured]:
-  """Measures a claim; its record and what was measured. seeds: None for the claim's own (one at tiny scale)."""
-  own = () if claim.exact else tuple(seeds or (claim.seeds if scale != "tiny" else claim.seeds[:1]))
-  began = time.monotonic()
-
-  def say(line: str) -> None:
-    print(f"{claim.id}: {line}", file=sys.stderr, flush=True)
-
-  train = functools.partial(train_all, folder=folder, apart=scale != "tiny", say=say)
-  measured = claim.measure(Setting(scale, own, folder, train, say))
-  judged = claim.judge([plain(row) for row in measured.rows], scale)
-  if judged.verdict not in VERDICTS:
-    raise ValueError(f"{claim.id} judges {judged.verdict!r}, not one of {', '.join(VERDICTS)}")
-  wall_s = time.monotonic() - began
-  made = evidence.make_record(claim, measured, judged, scale=scale, seeds=own, wall_s=wall_s, command=command)
-  return made, measured
-
-
-def _keep_figures(measured: Measured, folder: Path) -> None:
-  for name, figure in measured.figures.items():
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.svg").write_bytes(image(figure, kind="svg"))
+def _keep_figures(files: Sequence[Path], folder: Path) -> None:
+  folder.mkdir(parents=True, exist_ok=True)
+  for file in files:
+    (folder / file.name).write_bytes(file.read_bytes())
 
 
 def shown(record: dict[str, Any]) -> str:

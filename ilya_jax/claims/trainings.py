@@ -13,6 +13,8 @@ from ilya_jax.train.load import Loaded, load_run
 from ilya_jax.train.metrics import read_json, read_rows
 from ilya_jax.train.workdir import git_commit
 
+_OTHERS_S = 600.0  # for the process beside this one to end a run that claims of both want
+
 
 class Trained(NamedTuple):
   """A run that has ended: its folder and config. failed: why it failed, "" where it did not."""
@@ -61,7 +63,7 @@ def train_all(
     engine = open_engine("local", {}, sweep_dir=folder, workers=min(default_workers(), len(packs)), report=say)
     outcome = run_packs(packs, folder, engine=engine, report=say)
   else:
-    outcome = run_in_turn(packs, folder, report=say)
+    outcome = run_in_turn(packs, folder, report=say, wait_s=_OTHERS_S)
   if outcome.failed and not may_fail:
     name = next(name for name, cell in cells.items() if cell.id in outcome.failed)
     raise RunFailed(f"run {name} failed: {outcome.failed[cells[name].id]}")

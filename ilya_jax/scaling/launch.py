@@ -218,11 +218,12 @@ class _Retries:
     return True
 
 
-def run_in_turn(packs: Sequence[Sequence[Cell]], sweep_dir: Path, *, report: Report) -> Outcome:
+def run_in_turn(packs: Sequence[Sequence[Cell]], sweep_dir: Path, *, report: Report, wait_s: float = 0.0) -> Outcome:
   """Runs every cell that is not finished in this process, which is one of several that train each of them together.
 
-  All of the processes call it, and take the packs in the same order. A failed cell does not stop the others. Raises
-  Preempted after a signal to any of the processes, with the state saved.
+  All of the processes call it, and take the packs in the same order. A failed cell does not stop the others.
+  wait_s: how long a process that is none of them may go on holding a cell's folder. Raises Preempted after a signal to
+  any of the processes, with the state saved.
   """
   cells = [cell for pack in packs for cell in pack]
   by_id = {cell.id: cell for cell in cells}
@@ -235,7 +236,7 @@ def run_in_turn(packs: Sequence[Sequence[Cell]], sweep_dir: Path, *, report: Rep
       assert pack is not None  # a trunk that is not done can run
       program = pack[0].program
       jobs = [_job(cell, sweep_dir, trunk=by_id.get(cell.trunk), failed=failed) for cell in pack]
-      for cell, (state, line) in zip(pack, run_jobs(jobs, stop, wait_s=0.0), strict=True):
+      for cell, (state, line) in zip(pack, run_jobs(jobs, stop, wait_s=wait_s), strict=True):
         if state == "preempted":
           raise Preempted(int(line))
         if state == "done":

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from ilya_jax import cli
-from ilya_jax.claims import Claim, Judged, Measured, command, evidence, pages, trainings
+from ilya_jax.claims import Claim, Judged, Measured, evidence, measuring, pages, trainings
 from ilya_jax.claims.claim import column, select, verdict
 from ilya_jax.claims.readings import READINGS, find_reading
 from ilya_jax.claims.trainings import train_all
@@ -163,7 +163,7 @@ def test_numbers_that_are_conditions_are_named():
 def test_a_verdict_that_is_none_is_a_bug(tmp_path):
   claim = Claim("a", "s", "w", "p", {"tiny": "c"}, lambda s: Measured([]), lambda rows, scale: Judged("maybe", ""))
   with pytest.raises(ValueError, match="maybe"):
-    command.measure(claim, scale="tiny", seeds=None, folder=tmp_path, command="")
+    measuring.measure(claim, scale="tiny", seeds=None, folder=tmp_path, command="")
   assert verdict(True) == "holds"
   assert find_reading("lstm").year == 2015
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import coffee_automaton, coffee_automaton_figures
-from ilya_jax.claims.command import measure
+from ilya_jax.claims.measuring import measure
 from ilya_jax.complexity import automaton
 from ilya_jax.scaling.drawing import image
 

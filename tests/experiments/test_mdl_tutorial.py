@@ -8,7 +8,7 @@ from scipy import integrate, optimize, special, stats
 
 from experiments import mdl_tutorial, mdl_tutorial_figures
 from experiments import mdl_tutorial_network as network
-from ilya_jax.claims.command import measure
+from ilya_jax.claims.measuring import measure
 from ilya_jax.errors import UserError
 from ilya_jax.scaling.drawing import image
 

@@ -5,7 +5,7 @@ import pytest
 
 from experiments import mdl_weights, mdl_weights_figures
 from experiments import mdl_weights_runs as runs
-from ilya_jax.claims.command import measure
+from ilya_jax.claims.measuring import measure
 from ilya_jax.scaling.drawing import image
 
 CLAIMS = {claim.id: claim for claim in mdl_weights.CLAIMS}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import resnet, resnet_figures
-from ilya_jax.claims.command import measure
+from ilya_jax.claims.measuring import measure
 from ilya_jax.config import load_config
 from ilya_jax.scaling.drawing import image
 

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import scaling_laws, scaling_laws_compute, scaling_laws_models, scaling_laws_runs, scaling_laws_tables
 from ilya_jax.claims import Setting
-from ilya_jax.claims.command import measure
+from ilya_jax.claims.measuring import measure
 from ilya_jax.claims.trainings import Trained, train_all
 from ilya_jax.config import load_config
 from ilya_jax.data.tokens import load_corpus

@@ -246,7 +246,7 @@ def test_printed_table_is_that_of_the_paper():
 @pytest.mark.parametrize("claim", claims.CLAIMS, ids=lambda claim: claim.id)
 def test_necessary_conditions(claim, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
-  from ilya_jax.claims.command import measure
+  from ilya_jax.claims.measuring import measure
 
   record, _ = measure(claim, scale="tiny", seeds=None, folder=tmp_path, command="")
   assert record["verdict"] == "holds", record["finding"]
