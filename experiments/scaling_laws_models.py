@@ -24,8 +24,13 @@ Array = np.ndarray
 
 SHAPES = {
   "tiny": ((1, 8, 2), (1, 16, 2)),
-  "small": ((2, 64, 1), (2, 64, 2), (2, 64, 4), (2, 64, 8), (8, 32, 2), (32, 16, 2)),
-  "paper": ((5, 912, 12), (16, 512, 4), (16, 512, 8), (16, 512, 16), (64, 256, 4)),
+  "small": ((2, 64, 2), (8, 32, 2), (32, 16, 2)),
+  "paper": ((5, 912, 12), (16, 512, 8), (64, 256, 4)),
+}
+HEADS = {
+  "tiny": ((1, 16, 1), (1, 16, 2)),
+  "small": tuple((2, 64, heads) for heads in (1, 2, 4, 8)),
+  "paper": tuple((16, 512, heads) for heads in (4, 8, 16)),
 }
 REPORTED_ONLY = (32, 16, 2)
 SHAPE_STEPS = {"tiny": 50, "small": 2048, "paper": 8192}
@@ -39,27 +44,37 @@ def shape_name(shape: tuple[int, int, int]) -> str:
 
 
 def measure_shape(setting: Setting) -> Measured:
-  """Losses of one N in several shapes; the learning rate is one of N alone, as in the paper (D.1)."""
+  """Losses of one N at several depths, the width following."""
+  return _measure_shapes(setting, SHAPES, figure="shape")
+
+
+def measure_heads(setting: Setting) -> Measured:
+  """Losses of one N with several numbers of heads."""
+  return _measure_shapes(setting, HEADS, figure="heads")
+
+
+def _measure_shapes(setting: Setting, shapes: Mapping[str, Sequence[tuple[int, int, int]]], *, figure: str) -> Measured:
+  """The learning rate is one of N alone, as in the paper (D.1)."""
   paper, width = setting.scale == "paper", RATE_WIDTH[setting.scale]
   jobs = {
     f"{shape} {seed}": runs.transformer(
       setting, shape[1], SHAPE_STEPS[setting.scale], seed=seed, model__n_layers=shape[0], model__n_heads=shape[2],
       optim__learning_rate=runs.paper_rate(width) if paper else runs.rate(width),
     )
-    for shape in SHAPES[setting.scale]
+    for shape in shapes[setting.scale]
     for seed in setting.seeds
   }  # fmt: skip
   made = setting.train(jobs)
   rows = [
     {"seed": seed, "shape": shape_name(shape), "loss": made[f"{shape} {seed}"].evaluation("heldout")}
-    for shape in SHAPES[setting.scale]
+    for shape in shapes[setting.scale]
     for seed in setting.seeds
   ]
-  return Measured(rows, {} if setting.scale == "tiny" else {"shape": figures.draw_shapes(rows)})
+  return Measured(rows, {} if setting.scale == "tiny" else {figure: figures.draw_shapes(rows)})
 
 
 def judge_shape(rows: Sequence[Row], scale: str) -> Judged:
-  """The rule of `shape`."""
+  """The rule of `shape` and of `heads`."""
   means = {
     shape: float(np.mean(column(rows, "loss", shape=shape))) for shape in dict.fromkeys(row["shape"] for row in rows)
   }
@@ -198,7 +213,7 @@ def judge_position(rows: Sequence[Row], scale: str) -> Judged:
 # Width -> (sequences a step, steps) of each batch.
 BATCHES = {
   "tiny": {8: ((8, 50),), 16: ((8, 50),)},
-  "small": dict.fromkeys((32, 64), ((4, 1536), (8, 1024), (16, 768), (32, 512), (64, 384), (128, 256))),
+  "small": dict.fromkeys((16, 32), ((4, 1536), (8, 1024), (16, 768), (32, 512), (64, 384), (128, 256))),
 }
 BATCH_FACTORS = {"tiny": (1.0,), "small": (0.5, 1.0, 2.0)}  # times a rate that grows as the root of the batch
 TARGETS = (1.02, 1.1, 1.2)  # times the lowest loss that every batch size of every width reaches

@@ -141,7 +141,8 @@ def measure_data(setting: Setting) -> Measured:
     for tokens, steps in SUBSETS:
       folder = runs.subset_folder(setting, config, tokens=tokens, seed=seed)
       jobs[f"{tokens} {seed}"] = runs.transformer(
-        setting, 64, steps, seed=seed, data__name="files", data__path=str(folder), schedule__name="constant", eval__every=128,
+        setting, 48, steps, seed=seed, data__name="files", data__path=str(folder), schedule__name="constant", eval__every=128,
+        eval__tokens=65_536,
       )  # fmt: skip
   made = setting.train(jobs)
   rows, points = [], {}
