@@ -138,16 +138,18 @@ def _language_model(layers: int, width: int, changes: Mapping[str, Any]) -> Net:
 
 
 def measure_size(setting: Setting) -> Measured:
-  """Held-out nats a byte of byte models on the English help; at tiny scale two smaller ones on a made-up language."""
+  """Held-out nats a byte of byte models on the English help; at tiny scale their counts, and a smaller one on a made-up language."""
   if setting.scale == "paper":
     names = ("n2", "n4", "n8", "d256", "d1024", "f1024", "f4096")
     return measure_table(setting, {"base": "", **{name: f"table3_c_{name}" for name in names}})
   if setting.scale == "tiny":
     made_up = {"data.name": "markov", "data.vocab_size": 16, "data.context": 32, "eval.tokens": 512, "steps": 30,
                "model.n_heads": 1, "schedule.warmup_steps": 5, "log_every": 1}  # fmt: skip
-    runs = trained(setting, {f"1 x {width}": _language_model(1, width, made_up) for width in (16, 32)})
     rows = []
-    for (name, seed), run in runs.items():
+    for name, size in SIZES.items():
+      spec, changes = _language_model(*size, {"data.name": "markov"})
+      rows.append({"seed": setting.seeds[0], "net": name, "count": prepare(load_config(spec, changes))[0].counts.n})
+    for (name, seed), run in trained(setting, {"1 x 16": _language_model(1, 16, made_up)}).items():
       losses = run.curve()[1]
       rows.append(
         {"seed": seed, "net": name, "before": float(np.mean(losses[:3])), "after": float(np.mean(losses[-3:]))}
@@ -165,8 +167,12 @@ def measure_size(setting: Setting) -> Measured:
 def judge_size(rows: Sequence[Row], scale: str) -> Judged:
   """The rule of `size`."""
   if scale == "tiny":
-    holds = all(row["after"] < row["before"] for row in rows)
-    return Judged(verdict(holds), f"loss before: {shown(rows, 'before')}; after: {shown(rows, 'after')}")
+    counts = {name: column(rows, "count", net=name)[0] for name in SIZES}
+    before, after = (column(rows, name, net="1 x 16") for name in ("before", "after"))
+    holds = all(counts[name] == 12 * layers * width**2 for name, (layers, width) in SIZES.items())
+    holds = holds and all(b < a for a, b in zip(before, after, strict=True))
+    written = ", ".join(f"{count:.0f}" for count in counts.values())
+    return Judged(verdict(holds), f"{written} parameters; loss {np.mean(before):.3f} -> {np.mean(after):.3f}")
   if scale == "paper":
     chains = (("n2", "n4", "base", "n8"), ("d256", "base", "d1024"), ("f1024", "base", "f4096"))
     holds = all(lower_in_turn(rows, chain, "perplexity") for chain in chains)

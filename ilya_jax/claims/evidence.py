@@ -16,15 +16,21 @@ LEVEL = 0.95
 
 
 def make_record(
-  claim: Claim, measured: Measured, judged: Judged, *, scale: str, seeds: Sequence[int], wall_s: float, command: str
-) -> dict[str, Any]:
-  """What is kept of a measurement (INTERFACES.md, "Evidence of a claim")."""
+  claim: Claim, measured: Measured, judged: Judged, *, scale: str, seeds: Sequence[int], wall_s: float,
+  runs_s: Sequence[float], command: str,
+) -> dict[str, Any]:  # fmt: skip
+  """What is kept of a measurement (INTERFACES.md, "Evidence of a claim").
+
+  wall_s: of this measurement; runs that were done already are not in it. runs_s: how long each of the runs took, whenever
+  that was.
+  """
   return {
     "claim": claim.id, "statement": claim.statement, "where": claim.where, "published": claim.published, "scale": scale,
     "criterion": claim.criteria[scale], "seeds": list(seeds), "values": [plain(row) for row in measured.rows],
     "summary": summarise(measured.rows, by=claim.by), "verdict": judged.verdict, "finding": judged.finding,
     "remarks": list(measured.remarks), "figures": list(measured.figures), "exact": claim.exact, "optional": claim.optional,
-    "wall_s": round(wall_s, 1), "hardware": hardware(), "versions": versions(), "commit": git_commit(),
+    "wall_s": round(wall_s, 1), "runs": len(runs_s), "runs_s": round(sum(runs_s), 1),
+    "hardware": hardware(), "versions": versions(), "commit": git_commit(),
     "command": command,
   }  # fmt: skip
 

@@ -1,6 +1,5 @@
 """Measures claims: one after another, or, at tiny scale, in two processes side by side."""
 
-import functools
 import multiprocessing
 import os
 import sys
@@ -19,7 +18,7 @@ import jax
 from ilya_jax.claims import evidence
 from ilya_jax.claims.claim import VERDICTS, Claim, Measured, Setting, plain
 from ilya_jax.claims.readings import Reading, checkout, claims_of
-from ilya_jax.claims.trainings import train_all
+from ilya_jax.claims.trainings import Jobs, Trained, train_all
 from ilya_jax.errors import RunFailed, UserError
 from ilya_jax.parallel.devices import on_cpu, prepare_devices, use_compilation_cache
 from ilya_jax.scaling.drawing import image
@@ -75,13 +74,21 @@ def measure(
   def say(line: str) -> None:
     print(f"{claim.id}: {line}", file=sys.stderr, flush=True)
 
-  train = functools.partial(train_all, folder=folder, apart=scale != "tiny", say=say)
+  took: dict[Path, float] = {}  # runs, in seconds each
+
+  def train(jobs: Jobs, **options: Any) -> dict[str, Trained]:
+    runs = train_all(jobs, folder, apart=scale != "tiny", say=say, **options)
+    took.update({run.workdir: run.seconds() for run in runs.values()})
+    return runs
+
   measured = claim.measure(Setting(scale, own, folder, train, say))
   judged = claim.judge([plain(row) for row in measured.rows], scale)
   if judged.verdict not in VERDICTS:
     raise ValueError(f"{claim.id} judges {judged.verdict!r}, not one of {', '.join(VERDICTS)}")
   wall_s = time.monotonic() - began
-  made = evidence.make_record(claim, measured, judged, scale=scale, seeds=own, wall_s=wall_s, command=command)
+  made = evidence.make_record(
+    claim, measured, judged, scale=scale, seeds=own, wall_s=wall_s, runs_s=list(took.values()), command=command
+  )
   return made, _keep_figures(measured, folder / "figures")
 
 

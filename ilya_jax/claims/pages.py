@@ -136,13 +136,19 @@ def _section(record: Mapping[str, Any], claim: Claim, reading: Reading) -> list[
   seeds = "exact" if record["exact"] else f"seeds {', '.join(map(str, record['seeds']))}"
   lines = [
     "", f"### {record['scale']}: {_MARKS[record['verdict']]}", "", f"Criterion: {record['criterion']}", "",
-    f"Found: {record['finding']} ({seeds}; {record['wall_s']:.0f} s on {record['hardware']}; commit {record['commit'][:12]})",
+    f"Found: {record['finding']} ({seeds}; {_time(record)} on {record['hardware']}; commit {record['commit'][:12]})",
   ]  # fmt: skip
   lines += [f"\n{remark}" for remark in record["remarks"]]
   lines += ["", *_numbers(record["summary"])]
   for name in record["figures"]:
     lines += ["", f"![{name}](figures/{reading.id}/{name}.svg)"]
   return [*lines, "", f"`{record['command']}`"]
+
+
+def _time(record: Mapping[str, Any]) -> str:
+  """Seconds that the measurement took, and its runs one by one, also those that were done before."""
+  took = f"{record['wall_s']:.0f} s"
+  return f"{took}, its {record['runs']} runs {record['runs_s']:.0f} s" if record.get("runs") else took
 
 
 def _numbers(summary: Sequence[Mapping[str, Any]]) -> list[str]:

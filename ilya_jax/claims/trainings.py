@@ -16,6 +16,9 @@ from ilya_jax.train.workdir import git_commit
 _OTHERS_S = 600.0  # for the process beside this one to end a run that claims of both want
 
 
+Jobs = Mapping[str, tuple[str, Mapping[str, Any]]]  # name -> (config spec, {field: value})
+
+
 class Trained(NamedTuple):
   """A run that has ended: its folder and config. failed: why it failed, "" where it did not."""
 
@@ -38,16 +41,19 @@ class Trained(NamedTuple):
     ]
     return [int(row["step"]) for row in rows], [float(row[metric]) for row in rows]
 
+  def seconds(self) -> float:
+    """How long the run took, by itself, whenever that was."""
+    return float((read_json(self.workdir / "status.json") or {}).get("wall_s", 0.0))
+
   def load(self, *, average: int = 1) -> Loaded:
     """The run's task, source and last parameters, or the mean of those of its last `average` checkpoints."""
     return load_run(self.workdir, average=average)
 
 
 def train_all(
-  jobs: Mapping[str, tuple[str, Mapping[str, Any]]], folder: Path, *, apart: bool, say: Callable[[str], None],
-  may_fail: bool = False,
-) -> dict[str, Trained]:  # fmt: skip
-  """Trains name -> (config spec, {field: value}), in folders `folder`/cells/<id>; runs that are done are taken as they are.
+  jobs: Jobs, folder: Path, *, apart: bool, say: Callable[[str], None], may_fail: bool = False
+) -> dict[str, Trained]:
+  """Trains the jobs, in folders `folder`/cells/<id>; runs that are done are taken as they are.
 
   What another commit trained is named, as an id does not see code. apart: in worker processes, as a sweep's cells, and not
   here. may_fail: whether a run may, as some do that a claim expects to diverge. Raises RunFailed otherwise, UserError on a

@@ -4,6 +4,7 @@ The test of The Annotated Transformer (Rush 2018, https://nlp.seas.harvard.edu/a
 Tokens: PAD 0, BEGIN 1, END 2, then the symbols. Letters: B batch, L longest string.
 """
 
+import functools
 import hashlib
 
 import jax
@@ -18,6 +19,7 @@ _STREAMS = {"train": 0, "heldout": 1}
 _EVALUATED = 64  # strings of a held-out batch
 
 
+@functools.partial(jax.jit, static_argnames=("rows", "symbols", "shortest", "longest"))
 def copies(rng: jax.Array, *, rows: int, symbols: int, shortest: int, longest: int) -> dict[str, jax.Array]:
   """{"source": int32 [B, L + 1], "target": int32 [B, L + 2]}: strings of uniform lengths and symbols, BEGIN and END added."""
   for_lengths, for_symbols = jax.random.split(rng)

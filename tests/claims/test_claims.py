@@ -188,6 +188,7 @@ def test_runs_are_trained_once_and_read_back(small_run, tmp_path, text_folder, m
   )
   assert (again.workdir / "status.json").stat().st_mtime_ns == before
   assert again.curve()[0] == [2, 4, 6]
+  assert again.seconds() == trained["a"].seconds() > 0
   split = next(iter(again.load().source.eval_batches))
   assert again.load().evaluate(split)["loss"] == pytest.approx(again.evaluation(split), rel=1e-6)
   diverging = {"b": ("configs/lstm_lm.py:tiny", {**overrides, "optim.learning_rate": 1e30, "optim.clip_norm": 0.0})}

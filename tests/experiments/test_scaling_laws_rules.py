@@ -60,16 +60,18 @@ def test_the_rule_of_the_joint_law():
   assert judge(coupled=None).verdict == "holds"
 
 
-def test_the_rule_of_shape():
-  def judge(**losses):
+def test_the_rule_of_shape_and_heads():
+  def judge(shapes=scaling_laws_models.SHAPES, **losses):
     rows = [
       {"seed": 0, "shape": scaling_laws_models.shape_name(shape), "loss": losses.get("x".join(map(str, shape)), 1.5)}
-      for shape in scaling_laws_models.SHAPES["small"]
+      for shape in shapes["small"]
     ]
     return scaling_laws_models.judge_shape(rows, "small").verdict
 
   assert judge() == judge(**{"32x16x2": 3.0}) == judge(**{"8x32x2": 1.54}) == "holds"
-  assert judge(**{"8x32x2": 1.55}) == judge(**{"2x64x8": 1.4}) == "does not hold"
+  assert judge(**{"8x32x2": 1.55}) == judge(**{"2x64x2": 1.45}) == "does not hold"
+  assert judge(scaling_laws_models.HEADS, **{"2x64x8": 1.54}) == "holds"
+  assert judge(scaling_laws_models.HEADS, **{"2x64x8": 1.4}) == "does not hold"
 
 
 def test_the_rule_of_late_tokens():
