@@ -12,6 +12,8 @@ from experiments.scaling_laws_tables import learns, try_fit
 from ilya_jax.claims import Judged, Measured, Setting
 from ilya_jax.claims.claim import Row, column, select, verdict
 from ilya_jax.claims.trainings import Trained
+from ilya_jax.config import load_config
+from ilya_jax.models import transformer_lm
 from ilya_jax.scaling import curves, hyperbola, steps_to_loss
 from ilya_jax.scaling.counting import lstm_counts
 from ilya_jax.scaling.noise_scale import noise_scale
@@ -28,7 +30,6 @@ SHAPES = {
   "paper": ((5, 912, 12), (16, 512, 8), (64, 256, 4)),
 }
 HEADS = {
-  "tiny": ((1, 16, 1), (1, 16, 2)),
   "small": tuple((2, 64, heads) for heads in (1, 2, 4, 8)),
   "paper": tuple((16, 512, heads) for heads in (4, 8, 16)),
 }
@@ -49,7 +50,11 @@ def measure_shape(setting: Setting) -> Measured:
 
 
 def measure_heads(setting: Setting) -> Measured:
-  """Losses of one N with several numbers of heads."""
+  """Losses of one N with several numbers of heads; at tiny scale their numbers of parameters."""
+  if setting.scale == "tiny":
+    nets = {f"{heads}": runs.job(setting, runs.TRANSFORMER, model__n_heads=heads) for _, _, heads in HEADS["small"]}
+    counts = {name: transformer_lm.counts(load_config(*net), vocab_size=256).n_total for name, net in nets.items()}
+    return Measured([{"seed": setting.seeds[0], "heads": name, "count": count} for name, count in counts.items()])
   return _measure_shapes(setting, HEADS, figure="heads")
 
 
@@ -74,7 +79,7 @@ def _measure_shapes(setting: Setting, shapes: Mapping[str, Sequence[tuple[int, i
 
 
 def judge_shape(rows: Sequence[Row], scale: str) -> Judged:
-  """The rule of `shape` and of `heads`."""
+  """The rule of `shape`."""
   means = {
     shape: float(np.mean(column(rows, "loss", shape=shape))) for shape in dict.fromkeys(row["shape"] for row in rows)
   }
@@ -84,6 +89,14 @@ def judge_shape(rows: Sequence[Row], scale: str) -> Judged:
   if scale == "tiny":
     return learns(rows, finding)
   return Judged(verdict(max(compared.values()) <= 1.03 * best), f"{finding} (best {best:.3f} nats)")
+
+
+def judge_heads(rows: Sequence[Row], scale: str) -> Judged:
+  """The rule of `heads`."""
+  if scale == "tiny":
+    counts = {row["count"] for row in rows}
+    return Judged(verdict(len(counts) == 1), f"{', '.join(f'{count:.0f}' for count in counts)} parameters")
+  return judge_shape(rows, scale)
 
 
 # Transformers and LSTMs by position

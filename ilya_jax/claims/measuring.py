@@ -47,7 +47,7 @@ def measure_all(reading: Reading, claims: Sequence[Claim], options: Options) -> 
   """Measures claims of a reading, in order.
 
   At tiny scale most of the time is spent tracing and compiling on one core, so where there are two, another process
-  takes claims from the end of the list until the two meet.
+  measures some of them.
   """
   with _compiling_for(options.scale):
     if options.scale == "tiny" and len(claims) > 1 and on_cpu() and len(os.sched_getaffinity(0)) > 1:
@@ -102,45 +102,51 @@ def _keep_figures(measured: Measured, folder: Path) -> list[Path]:
 
 
 def _side_by_side(reading: Reading, claims: Sequence[Claim], options: Options) -> Iterator[tuple[Claim, Attempt]]:
-  waiting = deque(each.id for each in claims)
-  there: dict[str, Future[Attempt]] = {each.id: Future() for each in claims}
+  waiting = deque(claims)
+  attempts: dict[str, Future[Attempt]] = {each.id: Future() for each in claims}
   context = multiprocessing.get_context("spawn")
   ours, theirs = context.Pipe()
   process = context.Process(target=_serve, args=(theirs, reading, options), daemon=True)
   process.start()
   theirs.close()
-  threading.Thread(target=_feed, args=(ours, waiting, there), daemon=True).start()
+  threading.Thread(target=_feed, args=(ours, waiting, attempts), daemon=True).start()
+  told = 0
   try:
-    for each in claims:
-      try:
-        waiting.remove(each.id)
-      except ValueError:  # the other process has it
-        yield each, there[each.id].result()
-      else:
-        yield each, attempt(each, options)
+    while (each := _taken(waiting)) is not None:
+      attempts[each.id].set_result(attempt(each, options))
+      while told < len(claims) and attempts[claims[told].id].done():
+        yield claims[told], attempts[claims[told].id].result()
+        told += 1
+    for each in claims[told:]:
+      yield each, attempts[each.id].result()
   finally:
     process.kill()
     process.join()
 
 
-def _feed(connection: Connection, waiting: deque[str], there: dict[str, Future[Attempt]]) -> None:
-  """Hands claims to the other process, the last first, once it says that it is ready, and keeps its answers."""
-  name = ""
+def _taken(waiting: deque[Claim]) -> Claim | None:
+  """The next claim, which nobody else gets; None where there is none."""
+  try:
+    return waiting.popleft()
+  except IndexError:
+    return None
+
+
+def _feed(connection: Connection, waiting: deque[Claim], attempts: dict[str, Future[Attempt]]) -> None:
+  """Hands claims to the other process, once it says that it is ready, and keeps its answers."""
+  each = None
   try:
     connection.recv()
-    while waiting:
-      name = waiting.pop()
-      connection.send(name)
+    while (each := _taken(waiting)) is not None:
+      connection.send(each.id)
       answer = connection.recv()
       if isinstance(answer, Attempt):
-        there[name].set_result(answer)
+        attempts[each.id].set_result(answer)
       else:
-        there[name].set_exception(answer)
-  except IndexError:  # the last one was taken between the two lines
-    pass
+        attempts[each.id].set_exception(answer)
   except (EOFError, OSError):
-    if name:
-      there[name].set_exception(RunFailed(f"the process that measured {name} died"))
+    if each is not None:
+      attempts[each.id].set_exception(RunFailed(f"the process that measured {each.id} died"))
 
 
 def _serve(connection: Connection, reading: Reading, options: Options) -> None:

@@ -26,6 +26,8 @@ from ilya_jax.train.metrics import clock, write_json
 LAUNCHERS = ("local", "slurm", "ray")
 KILLS_ALLOWED = 3  # times a cell may be killed from outside, or stopped without progress, before it counts as failed
 
+_IN_USE = "in use"  # what is said of a folder that another process holds
+
 Pack = Sequence[Cell]
 Ending = tuple[
   str, str
@@ -230,13 +232,19 @@ def run_in_turn(packs: Sequence[Sequence[Cell]], sweep_dir: Path, *, report: Rep
   done, failed = distributed.first_tells(lambda: _ended(cells, sweep_dir))
   progress, program = _Progress(cells, done=done, report=report), ""
   stop = Stop()
+  held: list[Sequence[Cell]] = []  # by another process, when they were tried
   with stop.listening():
     while waiting := _unfinished(packs, done, failed):
-      pack = _next(waiting, done=done, failed=failed, program=program)
+      others = [pack for pack in waiting if pack not in held]
+      pack = _next(others or waiting, done=done, failed=failed, program=program)
       assert pack is not None  # a trunk that is not done can run
       program = pack[0].program
       jobs = [_job(cell, sweep_dir, trunk=by_id.get(cell.trunk), failed=failed) for cell in pack]
-      for cell, (state, line) in zip(pack, run_jobs(jobs, stop, wait_s=wait_s), strict=True):
+      endings = run_jobs(jobs, stop, wait_s=0.0 if others else wait_s)
+      if wait_s and others and any(_IN_USE in line for _, line in endings):
+        held.append(pack)
+        continue
+      for cell, (state, line) in zip(pack, endings, strict=True):
         if state == "preempted":
           raise Preempted(int(line))
         if state == "done":
@@ -325,7 +333,7 @@ def run_jobs(jobs: Sequence[dict[str, Any]], stop: Stop, *, wait_s: float) -> li
     except Preempted as preempted:
       return [("preempted", str(preempted.signum))] * len(jobs)
     except UserError as error:
-      if "in use" not in str(error) or time.monotonic() > deadline:
+      if _IN_USE not in str(error) or time.monotonic() > deadline:
         return [("failed", str(error))] * len(jobs)
       time.sleep(0.5)
     except RunFailed as error:

@@ -109,6 +109,7 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices
   )
   init = _initialisation(task, optimizer, example)
   shapes, on_cpu = jax.eval_shape(init, jnp.uint32(0)), mesh.devices.flat[0].platform == "cpu"
+  optimised = not jax.config.read("jax_disable_most_optimizations")
   uncut = task.loss if task.layers is None or mesh.size == 1 else in_turn(task.layers, mesh=mesh, rules=task.rules)
   task = _with_pipeline(config, task, mesh=mesh, shapes=shapes, example=example)
   layout = shardings(shapes, rules=task.rules, mesh=mesh)
@@ -126,7 +127,7 @@ def _build(config: ConfigDict, *, task: Task, source: Source, pack: int, devices
   return Programs(
     mesh=mesh,
     abstract_state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout),
-    init=jax.jit(init, out_shardings=layout, compiler_options=_QUICKLY_COMPILED if on_cpu else None),
+    init=jax.jit(init, out_shardings=layout, compiler_options=_QUICKLY_COMPILED if on_cpu and optimised else None),
     steps=_compiled_steps(
       config,
       make_step(config, task=task, optimizer=optimizer, mesh=mesh),

@@ -1,8 +1,14 @@
 """Tiny claims in two processes: each is measured once, in the order of the list, whatever becomes of the other process."""
 
+import threading
+import time
+
 import pytest
 
 from ilya_jax import cli
+from ilya_jax.claims.trainings import train_all
+from ilya_jax.scaling.sweep import cell_folder, cell_state, make_cell
+from ilya_jax.train.workdir import locked
 
 EXPERIMENT = '''
 import multiprocessing, os, pathlib, time
@@ -78,3 +84,33 @@ def test_how_the_other_process_ends_is_told(reproduce, ending, code, said):
   assert ended == code
   assert said in printed.err
   assert "apart [0]" in printed.out
+
+
+def test_a_run_that_another_process_trains_is_waited_for_last(text_folder, tmp_path):
+  """Two claims want the same runs: each process trains what the other does not hold, and takes the rest when it is done."""
+  overrides = {
+    "data.name": "files", "data.path": str(text_folder), "data.heldout_fraction": 0.2, "data.context": 16, "mesh.data": 1,
+    "batch_size": 8, "model.d_model": 16, "model.n_layers": 1, "eval.tokens": 1024, "execution.tensorboard": False,
+    "schedule.warmup_steps": 2,
+  }  # fmt: skip
+  jobs = {f"{steps}": ("configs/lstm_lm.py:tiny", {**overrides, "steps": steps}) for steps in (4, 6, 8)}
+  costliest = make_cell(*jobs["8"], family="claim", role="fit")
+  release, states = threading.Event(), []
+
+  def hold():
+    with locked(cell_folder(tmp_path, costliest)):
+      release.wait(60)
+
+  def say(line):
+    states.append([cell_state(tmp_path, make_cell(*job, family="claim", role="fit"))["state"] for job in jobs.values()])
+    release.set()
+
+  holder = threading.Thread(target=hold)
+  holder.start()
+  while not cell_folder(tmp_path, costliest).exists():
+    time.sleep(0.01)
+  trained = train_all(jobs, tmp_path, apart=False, say=say)
+  holder.join()
+  assert states[0].count("done") == 1
+  assert states[0][2] != "done"
+  assert all(run.evaluation("heldout") > 0 for run in trained.values())
