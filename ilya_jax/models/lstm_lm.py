@@ -112,13 +112,13 @@ class LstmLM(nn.Module):
 
   def logits(self, x: jax.Array, *, train: bool) -> jax.Array:
     """What the last layer wrote [T, B, D] -> logits [B, T, V] in float32."""
-    x = self.drop(x, deterministic=not train)
+    x = jnp.swapaxes(self.drop(x, deterministic=not train), 0, 1)  # here, as logits are V / D times as large
     if self.tied:
       logits = tied_logits(x, self.embed.embedding)
       logits = logits + self.head_bias.astype(logits.dtype)[None, None]
     else:
       logits = self.head(x)
-    return at_least_float32(jnp.swapaxes(logits, 0, 1))
+    return at_least_float32(logits)
 
   def zero_state(self, batch_size: int) -> LstmState:
     """The state before a first token: zeros, [L, B, D] each."""
