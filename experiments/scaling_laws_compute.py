@@ -30,7 +30,7 @@ from ilya_jax.scaling.rows import Options
 Array = np.ndarray
 
 BUDGETS = {  # 6 N D in FLOP -> widths, two layers each
-  1e11: (8, 10, 12, 16, 24), 2e11: (8, 12, 16, 24, 34), 4e11: (12, 16, 24, 34, 48),
+  2e11: (8, 12, 16, 24, 34), 4e11: (12, 16, 24, 34, 48), 8e11: (16, 24, 34, 48, 68),
 }  # fmt: skip
 RESAMPLES = 300
 
