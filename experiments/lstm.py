@@ -36,6 +36,7 @@ SOLVED = 0.02  # squared error of the adding problem
 SHORT = 60  # steps of the adding problem in most claims
 LENGTHS = {"small": (20, 100), "paper": (100, 200, 500, 1000)}
 LONGEST = 200
+APART = "Runs of what was one claim, longer_lags with lag_200, until it had been measured; each part is judged by its part of the rule."
 ADDERS = ("rnn", "lstm", "gru")
 VARIANTS = ("lstm", "lstm_peephole", "lstm_coupled", "gru", "lstm_no_forget", "rnn")
 GATED = VARIANTS[:4]
@@ -127,7 +128,7 @@ def measure_longer(setting: Setting) -> Measured:
         rows.append({"seed": seed, "cell": cell, **gradients.falling(norms)})
     return Measured(rows)
   _, rows, curves = adding_runs(setting, LENGTHS[setting.scale])
-  return Measured(rows, {"adding_by_length": curves})
+  return Measured(rows, {"adding_by_length": curves}, [APART] if setting.scale == "small" else [])
 
 
 def judge_longer(rows: Sequence[Row], scale: str) -> Judged:
@@ -152,7 +153,7 @@ def measure_longest(setting: Setting) -> Measured:
       rows.append({"seed": seed, "length": length, **gradients.falling(gradients.by_lag("lstm", net, inputs=inputs))})
     return Measured(rows)
   _, rows, curves = adding_runs(setting, (LONGEST,), ("rnn", "lstm"))
-  return Measured(rows, {"adding_200": curves})
+  return Measured(rows, {"adding_200": curves}, [APART])
 
 
 def judge_longest(rows: Sequence[Row], scale: str) -> Judged:

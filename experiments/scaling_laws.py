@@ -13,7 +13,7 @@ seeds reached; it begins at 0 now.
 Three claims were measured first in forms of 20 to 34 minutes, and made to end in 15 afterwards. `shape` was one claim with `heads`
 and did not hold: (8, 32) 9.5 % above the best, 8 heads 3.0 %. In larger forms `power_law_d` (width 64: +3.7, +2.8, +2.8 %) did not
 hold, `critical_batch` (widths 32 and 64: a factor of 1.17 between sizes, 4.22 between losses) did. `compute_exponents` takes 26
-minutes: at half its compute (1, 2, 4e11 FLOP, widths from 8; 19 minutes) no seed has a minimum inside at every budget.
+minutes: at half its compute (1, 2, 4e11 FLOP, widths from 8; 19 minutes) neither cubics nor parabolas gave an exponent of N.
 """
 
 from experiments import scaling_laws_compute as compute

@@ -34,6 +34,7 @@ HEADS = {
   "paper": tuple((16, 512, heads) for heads in (4, 8, 16)),
 }
 REPORTED_ONLY = (32, 16, 2)
+APART = "Runs of what was one claim, shape with heads, until it had been measured; each part is judged by its part of the rule."
 SHAPE_STEPS = {"tiny": 50, "small": 2048, "paper": 8192}
 RATE_WIDTH = {"tiny": 16, "small": 64, "paper": 512}  # whose learning rate all shapes take
 
@@ -75,7 +76,9 @@ def _measure_shapes(setting: Setting, shapes: Mapping[str, Sequence[tuple[int, i
     for shape in shapes[setting.scale]
     for seed in setting.seeds
   ]
-  return Measured(rows, {} if setting.scale == "tiny" else {figure: figures.draw_shapes(rows)})
+  if setting.scale == "tiny":
+    return Measured(rows)
+  return Measured(rows, {figure: figures.draw_shapes(rows)}, [APART] if setting.scale == "small" else [])
 
 
 def judge_shape(rows: Sequence[Row], scale: str) -> Judged:

@@ -173,21 +173,21 @@ def _compiling_for(scale: str) -> Iterator[None]:
   Programs run a few times there, and compiling them is most of the time (experiments/LOG.md): 14 to 41 % less of the CPU.
   JAX keeps one program per function and shapes, whatever the option, so what was compiled the other way is dropped.
   """
-  name = _WITHOUT_OPTIMISATIONS
-  before = os.environ.get(name.upper()), jax.config.read(name)
+  variable = _WITHOUT_OPTIMISATIONS.upper()
+  before = os.environ.get(variable), jax.config.read(_WITHOUT_OPTIMISATIONS)
   if scale == "tiny":
-    os.environ[name.upper()] = "true"
-    _compile_with(name, True)
+    os.environ[variable] = "true"
+    _omit_optimisations(True)
   try:
     yield
   finally:
-    _compile_with(name, before[1])
-    os.environ.pop(name.upper(), None)
+    _omit_optimisations(before[1])
+    os.environ.pop(variable, None)
     if before[0] is not None:
-      os.environ[name.upper()] = before[0]
+      os.environ[variable] = before[0]
 
 
-def _compile_with(name: str, value: bool) -> None:
-  if jax.config.read(name) != value:
-    jax.config.update(name, value)
+def _omit_optimisations(omit: bool) -> None:
+  if jax.config.read(_WITHOUT_OPTIMISATIONS) != omit:
+    jax.config.update(_WITHOUT_OPTIMISATIONS, omit)
     jax.clear_caches()
